@@ -1,0 +1,93 @@
+//! What the decoder's tests share: events that outlive the callback, frames, and ways to cut the input.
+
+#![allow(dead_code, reason = "each test crate uses its part")]
+
+use pyhv_wire::{Decoder, Event, MessageKind, Opcode, Role, Violation, encode_frame};
+
+/// An [`Event`] that owns its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Text(String),
+    Binary(Vec<u8>),
+    Ping(Vec<u8>),
+    Pong(Vec<u8>),
+    Close(Option<u16>, String),
+    /// A text message that isn't UTF-8: the decoder's promise is broken.
+    BrokenText(Vec<u8>),
+}
+
+impl From<Event<'_>> for Seen {
+    fn from(event: Event<'_>) -> Self {
+        match event {
+            Event::Message {
+                kind: MessageKind::Text,
+                payload,
+            } => match String::from_utf8(payload.into_vec()) {
+                Ok(text) => Self::Text(text),
+                Err(error) => Self::BrokenText(error.into_bytes()),
+            },
+            Event::Message {
+                kind: MessageKind::Binary,
+                payload,
+            } => Self::Binary(payload.into_vec()),
+            Event::Ping(payload) => Self::Ping(payload.to_vec()),
+            Event::Pong(payload) => Self::Pong(payload.to_vec()),
+            Event::Close { code, reason } => Self::Close(code, reason.to_owned()),
+        }
+    }
+}
+
+/// Everything that came of feeding some chunks.
+pub(crate) type Outcome = (Vec<Seen>, Result<(), Violation>);
+
+/// Feeds the chunks to a fresh decoder. The result is that of the last call, or of the first that failed.
+pub(crate) fn feed<'a>(
+    role: Role,
+    max_message_size: usize,
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+) -> Outcome {
+    let mut decoder = Decoder::new(role, max_message_size);
+    let mut seen = Vec::new();
+    let mut failed = None;
+    for chunk in chunks {
+        let before = seen.len();
+        let mut on_event = |event: Event<'_>| seen.push(event.into());
+        let result = decoder.decode(&mut chunk.to_vec(), &mut on_event);
+        // Bounded, and dead after a violation.
+        assert!(decoder.buffered() <= max_message_size);
+        if let Some(violation) = failed {
+            assert_eq!((result, seen.len()), (Err(violation), before));
+        }
+        failed = failed.or(result.err());
+    }
+    (seen, failed.map_or(Ok(()), Err))
+}
+
+/// Asserts that `wire` comes to `expected` whole, byte by byte, with empty chunks between, and at every split.
+pub(crate) fn assert_at_every_cut(role: Role, limit: usize, wire: &[u8], expected: &Outcome) {
+    assert_eq!(feed(role, limit, [wire]), *expected, "whole");
+    assert_eq!(feed(role, limit, wire.chunks(1)), *expected, "by byte");
+    let spaced = wire.chunks(1).flat_map(|byte| [&[][..], byte, &[]]);
+    assert_eq!(feed(role, limit, spaced), *expected, "with empty chunks");
+    for cut in 0..=wire.len() {
+        let (left, right) = wire.split_at(cut);
+        let outcome = feed(role, limit, [left, right]);
+        assert_eq!(outcome, *expected, "split at {cut}");
+    }
+}
+
+/// A mask key that is no fixed point of any rotation.
+pub(crate) const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+
+/// A frame as a peer of `role` sends it.
+pub(crate) fn frame_to(role: Role, opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let key = (role == Role::Server).then_some(KEY);
+    encode_frame(&mut out, opcode, fin, payload, key);
+    out
+}
+
+/// A frame as a client sends it.
+pub(crate) fn frame(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
+    frame_to(Role::Server, opcode, fin, payload)
+}
