@@ -1,0 +1,176 @@
+//! The client's side: resolve, connect, the opening handshake by hyper, then [`crate::connection`].
+
+use crate::connection::{Connection, Handshake};
+use crate::down::deliver;
+use crate::endpoint::{Endpoint, Phase};
+use crate::inbox::Event;
+use crate::runtime::IoThread;
+use crate::server::{guarded, packed, pairs};
+use crate::wire::{self, Role};
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+
+/// Where to connect to and what to ask for; checked by the caller.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The URL as the program gave it.
+    pub url: String,
+    /// Name or address, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Value of the Host header.
+    pub authority: String,
+    /// Path and query.
+    pub path: String,
+    /// Further headers.
+    pub headers: Vec<(header::HeaderName, header::HeaderValue)>,
+    /// Subprotocols offered, in order of preference.
+    pub protocols: Vec<String>,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum ConnectError {
+    /// The name does not resolve.
+    Resolve(String, io::Error),
+    /// No address took the connection.
+    Connect(SocketAddr, io::Error),
+    /// `open_timeout` passed.
+    TimedOut(String),
+    /// Somebody answered, but not as a WebSocket server.
+    Handshake {
+        /// The status, if the answer was HTTP.
+        status: Option<u16>,
+        /// What was wrong.
+        text: String,
+    },
+    /// `close()` while connecting.
+    Cancelled,
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Resolve(host, error) => write!(f, "cannot resolve {host}: {error}"),
+            Self::Connect(address, error) => write!(f, "cannot connect to {address}: {error}"),
+            Self::TimedOut(text) | Self::Handshake { text, .. } => f.write_str(text),
+            Self::Cancelled => f.write_str("closed while connecting"),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+/// A connection attempt under way; dropped or [`Attempt::cancel`]led it ends.
+#[derive(Debug)]
+pub struct Attempt(watch::Sender<bool>);
+
+impl Attempt {
+    /// Gives up; the endpoint gets [`ConnectError::Cancelled`] unless the attempt has ended already.
+    pub fn cancel(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// Begins to connect; the endpoint gets `Event::Open` or `Event::ConnectFailed`.
+#[must_use]
+pub fn connect(endpoint: &Arc<Endpoint>, target: Target) -> Attempt {
+    let io = Arc::clone(endpoint.runtime.next_thread());
+    let (cancel, mut cancelled) = watch::channel(false);
+    let endpoint_here = Arc::clone(endpoint);
+    guarded(&Arc::clone(&io), endpoint, async move {
+        let endpoint = endpoint_here;
+        let limit = endpoint.settings.open_timeout;
+        let mut phase = endpoint.phase();
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(limit, open(&io, &endpoint, &target)) => opened.unwrap_or_else(|_| {
+                let text = format!("{} did not answer within open_timeout={} s", target.url, limit.as_secs_f64());
+                Err(ConnectError::TimedOut(text))
+            }),
+            // An error means that the attempt was dropped with its owner.
+            _ = cancelled.wait_for(|c| *c) => Err(ConnectError::Cancelled),
+            _ = phase.wait_for(|p| *p == Phase::Aborting) => Err(ConnectError::Cancelled),
+        };
+        match opened {
+            Ok((stream, handshake, first)) => {
+                Connection::open(&endpoint, &io, Role::Client, stream, handshake, &first);
+            }
+            Err(error) => deliver(&io, &endpoint, Event::ConnectFailed(Box::new(error))),
+        }
+    });
+    Attempt(cancel)
+}
+
+async fn open(
+    io: &Arc<IoThread>,
+    endpoint: &Arc<Endpoint>,
+    target: &Target,
+) -> Result<(TcpStream, Handshake, Bytes), ConnectError> {
+    let stream = connect_tcp(target).await?;
+    let _ = stream.set_nodelay(true);
+    let remote = stream.peer_addr().ok();
+    let failed = |error: &dyn fmt::Display| ConnectError::Handshake {
+        status: None,
+        text: format!("{} is not a WebSocket server: {error}", target.url),
+    };
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(endpoint.settings.max_header_size)
+        .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+        .await
+        .map_err(|error| failed(&error))?;
+    guarded(io, endpoint, async move {
+        // Its error is reported by the request below.
+        let _ = connection.with_upgrades().await;
+    });
+
+    let key = wire::handshake::encode_key(rand::random());
+    let mut request = Request::get(&target.path)
+        .header(header::HOST, &target.authority)
+        .header(header::UPGRADE, "websocket")
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::SEC_WEBSOCKET_KEY, &key)
+        .header(header::SEC_WEBSOCKET_VERSION, "13");
+    if !target.protocols.is_empty() {
+        request = request.header(header::SEC_WEBSOCKET_PROTOCOL, target.protocols.join(", "));
+    }
+    for (name, value) in &target.headers {
+        request = request.header(name, value);
+    }
+    let request = request.body(Empty::new()).map_err(|error| failed(&error))?;
+    let mut response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+    let status = response.status().as_u16();
+    let pairs: Vec<_> = pairs(response.headers()).collect();
+    let subprotocol = wire::handshake::check_response(status, pairs.iter().copied(), &key, &target.protocols)
+        .map_err(|rejected| ConnectError::Handshake {
+            status: Some(status),
+            text: format!("{} refused the WebSocket handshake: {rejected}", target.url),
+        })?;
+    let headers = packed(response.headers());
+    let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error))?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| failed(&"the connection was lost"))?;
+    let handshake = Handshake { url: target.url.clone(), headers, remote, subprotocol };
+    Ok((parts.io.into_inner(), handshake, parts.read_buf))
+}
+
+/// Tries the addresses of the host one after the other.
+async fn connect_tcp(target: &Target) -> Result<TcpStream, ConnectError> {
+    let resolve = |error| ConnectError::Resolve(target.host.clone(), error);
+    let addresses = tokio::net::lookup_host((target.host.as_str(), target.port)).await.map_err(resolve)?;
+    let mut last = None;
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(ConnectError::Connect(address, error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| resolve(io::Error::new(io::ErrorKind::NotFound, "the name has no address"))))
+}

@@ -1,0 +1,275 @@
+//! The queue going down: what the program sends, in the order in which it sent it, and the pump that empties it.
+//!
+//! One queue per I/O thread. `send` encodes its frame into the queue's arena under one short lock; a broadcast is one
+//! command whatever the number of channels; closing and answering are commands too. Because everything takes its
+//! turn in one log, what a program sends to a channel leaves in order, broadcasts and close frames included.
+//!
+//! The I/O thread is woken once per tick: during a tick the thread is *corked* ([`Cork`]) and the wake-up follows at
+//! its end.
+
+use crate::connection::{CloseKind, Connection};
+use crate::endpoint::Endpoint;
+use crate::inbox::Event;
+use crate::request::HttpResponse;
+use crate::runtime::IoThread;
+use crate::wire;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use tokio::sync::{Notify, oneshot};
+
+/// Frames from this size on travel in a buffer of their own instead of being copied into the arena and out again.
+pub(crate) const LARGE: usize = 4 << 10;
+/// Arena size at which a corked thread wakes the pump before its tick ends, so that a long tick's output begins to
+/// leave and the arena stays small.
+const KICK: usize = 256 << 10;
+/// Capacity that an emptied arena may keep.
+const KEEP: usize = 1 << 20;
+
+/// Where a frame stands in a message sent in fragments. Between first and last no other data frame may enter
+/// (RFC 6455 section 5.4), so broadcasts wait for the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A whole message, or a control frame.
+    Whole,
+    /// First or later fragment: more follow.
+    More,
+    /// The fragment with FIN.
+    Last,
+}
+
+/// One thing to do on the I/O thread.
+pub(crate) enum Command {
+    /// Frames in the arena.
+    Frames { conn: Arc<Connection>, start: usize, len: usize, part: Part },
+    /// A frame in its own buffer.
+    Frame { conn: Arc<Connection>, bytes: Bytes, part: Part },
+    /// The program knows the channel from here on: broadcasts reach it.
+    Announce(Arc<Connection>),
+    /// A frame for every announced open channel of the endpoint on this thread but one.
+    Broadcast { endpoint: Arc<Endpoint>, bytes: Bytes, exclude: Option<u32> },
+    /// Begin or answer the closing handshake.
+    Close { conn: Arc<Connection>, kind: CloseKind, code: Option<u16>, reason: String },
+    /// Close every channel of the endpoint on this thread.
+    CloseAll { endpoint: Arc<Endpoint>, code: u16 },
+    /// Drop every connection of the endpoint on this thread at once.
+    AbortAll { endpoint: Arc<Endpoint> },
+    /// Readers that were paused may go on.
+    Resume(Vec<Arc<Connection>>),
+    /// The answer to an HTTP request.
+    Respond { reply: oneshot::Sender<HttpResponse>, response: HttpResponse },
+}
+
+#[derive(Default)]
+struct Log {
+    commands: Vec<Command>,
+    arena: Vec<u8>,
+}
+
+/// The queue of one I/O thread; see the module.
+#[derive(Default)]
+pub struct DownQueue {
+    /// Guards the log; held while one frame is appended, or for a swap.
+    log: Mutex<Log>,
+    notify: Notify,
+}
+
+impl std::fmt::Debug for DownQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DownQueue").finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// How many ticks run on this thread, one inside the other (a server's callback may tick a client).
+    static CORKED: Cell<u32> = const { Cell::new(0) };
+    /// I/O threads to wake when the outermost ends.
+    static TOUCHED: RefCell<Vec<Arc<IoThread>>> = const { RefCell::new(Vec::new()) };
+    /// I/O thread only: endpoints whose ticking threads are to be woken when this round of reads is over.
+    static WAKES: RefCell<Vec<Arc<Endpoint>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// While it lives, commands of this thread gather; dropped, the I/O threads they are for are woken.
+#[derive(Debug)]
+pub struct Cork(());
+
+impl Cork {
+    /// Begins to gather.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "a guard is made for its effect")]
+    pub fn new() -> Self {
+        CORKED.with(|c| c.set(c.get() + 1));
+        Self(())
+    }
+}
+
+impl Drop for Cork {
+    fn drop(&mut self) {
+        let left = CORKED.with(|c| {
+            c.set(c.get() - 1);
+            c.get()
+        });
+        if left == 0 {
+            TOUCHED.with(|t| {
+                for io in t.borrow_mut().drain(..) {
+                    io.down.notify.notify_one();
+                }
+            });
+        }
+    }
+}
+
+impl DownQueue {
+    fn kick(io: &Arc<IoThread>, now: bool) {
+        if now || CORKED.with(Cell::get) == 0 {
+            io.down.notify.notify_one();
+            return;
+        }
+        TOUCHED.with(|t| {
+            let mut touched = t.borrow_mut();
+            if !touched.iter().any(|other| Arc::ptr_eq(other, io)) {
+                touched.push(Arc::clone(io));
+            }
+        });
+    }
+
+    pub(crate) fn push(io: &Arc<IoThread>, command: Command) {
+        io.down.log.lock().commands.push(command);
+        Self::kick(io, false);
+    }
+
+    /// The same, without waiting for the tick's end.
+    pub(crate) fn push_now(io: &Arc<IoThread>, command: Command) {
+        io.down.log.lock().commands.push(command);
+        Self::kick(io, true);
+    }
+
+    /// Encodes a frame for one connection; returns its size on the wire.
+    pub(crate) fn push_frame(
+        conn: &Arc<Connection>,
+        opcode: wire::Opcode,
+        fin: bool,
+        payload: &[u8],
+        mask: Option<[u8; 4]>,
+        part: Part,
+    ) -> usize {
+        let io = conn.io();
+        let (len, now);
+        if payload.len() >= LARGE {
+            let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);
+            wire::encode_frame(&mut frame, opcode, fin, payload, mask);
+            len = frame.len();
+            conn.add_buffered(len);
+            let command = Command::Frame { conn: Arc::clone(conn), bytes: frame.into(), part };
+            io.down.log.lock().commands.push(command);
+            now = false;
+        } else {
+            let mut log = io.down.log.lock();
+            let log = &mut *log;
+            let start = log.arena.len();
+            wire::encode_frame(&mut log.arena, opcode, fin, payload, mask);
+            len = log.arena.len() - start;
+            conn.add_buffered(len);
+            match log.commands.last_mut() {
+                // The arena is contiguous and only frames add to it: the last command's bytes end where ours begin.
+                Some(Command::Frames { conn: last, len: n, part: Part::Whole, .. })
+                    if part == Part::Whole && Arc::ptr_eq(last, conn) =>
+                {
+                    *n += len;
+                }
+                _ => log.commands.push(Command::Frames { conn: Arc::clone(conn), start, len, part }),
+            }
+            now = log.arena.len() >= KICK;
+        }
+        Self::kick(io, now);
+        len
+    }
+
+    /// Empties the queue for as long as the I/O thread lives.
+    pub(crate) async fn pump(io: Arc<IoThread>) {
+        let mut log = Log::default();
+        let mut touched = Vec::new();
+        loop {
+            io.down.notify.notified().await;
+            std::mem::swap(&mut *io.down.log.lock(), &mut log);
+            for command in log.commands.drain(..) {
+                // A bug that panics in one command must not cost the others theirs.
+                let _ = catch_unwind(AssertUnwindSafe(|| apply(&io, command, &log.arena, &mut touched)))
+                    .inspect_err(|panic| io.report_panic(panic.as_ref()));
+            }
+            log.arena.clear();
+            log.arena.shrink_to(KEEP);
+            log.commands.shrink_to(KEEP / size_of::<Command>());
+            for conn in touched.drain(..) {
+                let _ = catch_unwind(AssertUnwindSafe(|| Connection::flush_touched(&conn)))
+                    .inspect_err(|panic| conn.fault(panic.as_ref()));
+            }
+            WAKES.with(|w| {
+                for endpoint in w.borrow_mut().drain(..) {
+                    endpoint.inbox.signal();
+                }
+            });
+        }
+    }
+
+    /// I/O thread: wake `endpoint`'s ticking thread when the reads that are due now have been made, so that it finds
+    /// all of them in one batch. The pump's task stands behind them in tokio's first-in-first-out run queue.
+    pub(crate) fn wake_later(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>) {
+        WAKES.with(|w| {
+            let mut wakes = w.borrow_mut();
+            if !wakes.iter().any(|other| Arc::ptr_eq(other, endpoint)) {
+                wakes.push(Arc::clone(endpoint));
+                io.down.notify.notify_one();
+            }
+        });
+    }
+}
+
+/// Puts an event into an endpoint's inbox from its I/O thread.
+pub(crate) fn deliver(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>, event: Event) {
+    if endpoint.inbox.push(event) {
+        DownQueue::wake_later(io, endpoint);
+    }
+}
+
+fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], touched: &mut Vec<Arc<Connection>>) {
+    match command {
+        Command::Frames { conn, start, len, part } => {
+            conn.queue(|out| out.tail().extend_from_slice(&arena[start..start + len]), len, part, touched);
+        }
+        Command::Frame { conn, bytes, part } => {
+            let len = bytes.len();
+            conn.queue(|out| out.push_shared(bytes), len, part, touched);
+        }
+        Command::Announce(conn) => conn.announce(),
+        Command::Broadcast { endpoint, bytes, exclude } => {
+            endpoint.for_each_on(io.index, |channel, conn| {
+                if Some(channel) != exclude {
+                    conn.queue_broadcast(&bytes, touched);
+                }
+            });
+        }
+        Command::Close { conn, kind, code, reason } => conn.send_close(kind, code, &reason, touched),
+        Command::CloseAll { endpoint, code } => {
+            endpoint.for_each_on(io.index, |_, conn| conn.send_close(CloseKind::Local, Some(code), "", touched));
+        }
+        Command::AbortAll { endpoint } => {
+            let mut all = Vec::new();
+            endpoint.for_each_on(io.index, |_, conn| all.push(Arc::clone(conn)));
+            for conn in all {
+                conn.abort();
+            }
+        }
+        Command::Resume(conns) => {
+            for conn in conns {
+                conn.resume();
+            }
+        }
+        Command::Respond { reply, response } => {
+            // The client may have gone in the meantime: then nobody waits for it.
+            let _ = reply.send(response);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! What a server or a client shares with its connections: the inbox, the settings, the register of channels, and
+//! the signal to stop.
+
+use crate::connection::Connection;
+use crate::down::{Command, DownQueue};
+use crate::inbox::{Batch, Inbox};
+use crate::runtime::{self, Runtime};
+use crate::settings::Settings;
+use crate::wake::Wake;
+use crate::wire;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use slab::Slab;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::sync::watch;
+
+/// Whether the endpoint's tasks should go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Yes.
+    Running,
+    /// Accept nothing new, finish what has begun.
+    Stopping,
+    /// End at once.
+    Aborting,
+}
+
+/// Who has done with a channel; its number is free when both have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The tick has delivered its close.
+    Program,
+    /// The socket is closed.
+    Io,
+}
+
+#[derive(Debug)]
+struct Entry {
+    conn: Arc<Connection>,
+    released: Option<Side>,
+}
+
+/// One run of a server (from start to stop), or a client's life.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The queue going up.
+    pub inbox: Inbox,
+    /// Limits and timeouts.
+    pub settings: Settings,
+    /// The I/O threads.
+    pub runtime: Arc<Runtime>,
+    /// The channels of each I/O thread. A lock is held to add, to remove, or to walk over the connections without
+    /// writing to them, so that the ticking thread, which removes, never waits for a system call.
+    shards: Box<[Mutex<Slab<Entry>>]>,
+    /// Tasks that still run for this endpoint.
+    live: AtomicUsize,
+    stopping: AtomicBool,
+    phase: watch::Sender<Phase>,
+    /// [`runtime::forks`] when it was made.
+    forks: u32,
+}
+
+/// Keeps an endpoint counted as busy.
+#[derive(Debug)]
+pub(crate) struct Live(pub(crate) Arc<Endpoint>);
+
+impl Live {
+    pub(crate) fn new(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.live.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(endpoint))
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        // Release: whoever sees zero (acquire) also sees everything the task did.
+        if self.0.live.fetch_sub(1, Ordering::Release) == 1 && self.0.stopping.load(Ordering::Relaxed) {
+            self.0.inbox.nudge();
+        }
+    }
+}
+
+impl Endpoint {
+    /// A new endpoint. `wake`: the descriptor handed out by an earlier run of the same object.
+    ///
+    /// # Errors
+    /// When the I/O threads cannot be started.
+    pub fn new(settings: Settings, wake: Option<Arc<Wake>>) -> io::Result<Arc<Self>> {
+        let runtime = Runtime::get()?;
+        let shards = runtime.threads.iter().map(|_| Mutex::new(Slab::new())).collect();
+        let endpoint = Arc::new(Self {
+            inbox: Inbox::new(settings.max_pending_bytes, settings.max_channel_pending_bytes, wake),
+            settings,
+            shards,
+            live: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            phase: watch::Sender::new(Phase::Running),
+            forks: runtime::forks(),
+            runtime,
+        });
+        for io in &endpoint.runtime.threads {
+            io.introduce(&endpoint);
+        }
+        Ok(endpoint)
+    }
+
+    /// False in a child of the process that made it: its threads are not there.
+    #[must_use]
+    pub fn is_of_this_process(&self) -> bool {
+        self.forks == runtime::forks()
+    }
+
+    pub(crate) fn register(&self, conn: &Arc<Connection>) -> u32 {
+        let shards = self.shards.len();
+        let shard = conn.io().index;
+        let key = self.shards[shard].lock().insert(Entry { conn: Arc::clone(conn), released: None });
+        // 2^32 connections at a time are beyond any descriptor limit.
+        u32::try_from(key * shards + shard).unwrap_or(u32::MAX)
+    }
+
+    /// One side has done with a channel.
+    pub fn release(&self, channel: u32, side: Side) {
+        let channel = channel as usize;
+        let mut shard = self.shards[channel % self.shards.len()].lock();
+        let key = channel / self.shards.len();
+        let Some(entry) = shard.get_mut(key) else { return };
+        match entry.released {
+            None => entry.released = Some(side),
+            Some(other) if other != side => {
+                let entry = shard.remove(key);
+                drop(shard);
+                drop(entry);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The connection of a channel that the program has not released yet.
+    pub fn connection(&self, channel: u32) -> Option<Arc<Connection>> {
+        let channel = channel as usize;
+        let shard = self.shards[channel % self.shards.len()].lock();
+        shard.get(channel / self.shards.len()).map(|entry| Arc::clone(&entry.conn))
+    }
+
+    pub(crate) fn for_each_on(&self, thread: usize, mut each: impl FnMut(u32, &Arc<Connection>)) {
+        let shards = self.shards.len();
+        for (key, entry) in self.shards[thread].lock().iter() {
+            each(u32::try_from(key * shards + thread).unwrap_or(u32::MAX), &entry.conn);
+        }
+    }
+
+    /// Sends a message to every open channel but one. Costs the caller one encoding, whatever their number.
+    pub fn broadcast(self: &Arc<Self>, opcode: wire::Opcode, payload: &[u8], exclude: Option<u32>) {
+        let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);
+        wire::encode_frame(&mut frame, opcode, true, payload, None);
+        let bytes = Bytes::from(frame);
+        for io in &self.runtime.threads {
+            let (endpoint, bytes) = (Arc::clone(self), bytes.clone());
+            DownQueue::push(io, Command::Broadcast { endpoint, bytes, exclude });
+        }
+    }
+
+    /// Swaps what is pending into `batch`, which has to be empty, and lets paused connections read on. Returns the
+    /// batch's number for [`Inbox::set_done`].
+    pub fn take(&self, batch: &mut Batch) -> u64 {
+        let epoch = self.inbox.take(batch);
+        if !batch.paused.is_empty() {
+            for io in &self.runtime.threads {
+                let theirs = batch.paused.iter().filter(|conn| Arc::ptr_eq(conn.io(), io)).cloned().collect();
+                DownQueue::push_now(io, Command::Resume(theirs));
+            }
+            batch.paused.clear();
+        }
+        epoch
+    }
+
+    /// Begins a graceful stop: accept nothing, close every channel with `code`, finish requests that have begun.
+    pub fn stop(self: &Arc<Self>, code: u16) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.phase.send_replace(Phase::Stopping);
+        for io in &self.runtime.threads {
+            DownQueue::push(io, Command::CloseAll { endpoint: Arc::clone(self), code });
+        }
+    }
+
+    /// Ends everything at once: connections are dropped, each with its close event.
+    pub fn abort(self: &Arc<Self>) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.phase.send_replace(Phase::Aborting);
+        for io in &self.runtime.threads {
+            DownQueue::push(io, Command::AbortAll { endpoint: Arc::clone(self) });
+        }
+    }
+
+    /// Ends everything without delivering anything more, for an owner that goes away.
+    pub fn discard(self: &Arc<Self>) {
+        self.inbox.close();
+        self.abort();
+    }
+
+    /// Whether a stop has begun.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing runs for this endpoint any more; what is in the inbox then is all there will be.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.live.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+}

@@ -1,0 +1,29 @@
+//! The I/O of pyHV: listeners, HTTP, WebSocket connections, clients, and the two queues that join them to the
+//! program's thread. Knows nothing of Python.
+//!
+//! ```text
+//! program's thread                          |  I/O thread (tokio, current-thread)
+//! Inbox::take()      <-- events (batch) ----|--- connection <- wire::Decoder <- TCP
+//! DownQueue::…()     --- bytes, commands -->|--> pump -> out-buffer per connection -> one vectored write
+//! ```
+//!
+//! * [`runtime`]: the process-wide I/O threads; [`down`]: the queue going down and the pump that empties it;
+//! * [`inbox`]: the queue going up; [`wake`]: the descriptor that is readable while it holds something;
+//! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
+//! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`client`]: connecting;
+//! * [`settings`]: every limit and timeout with its default.
+
+pub mod client;
+pub mod connection;
+pub mod down;
+pub mod endpoint;
+pub mod inbox;
+mod outbuf;
+pub mod request;
+pub mod router;
+pub mod runtime;
+pub mod server;
+pub mod settings;
+pub mod wake;
+
+pub use pyhv_wire as wire;

@@ -1,0 +1,206 @@
+//! What waits to be written to one connection: frames in order, written by as few vectored writes as possible.
+//!
+//! Small frames are copied into the last owned chunk; large and shared ones (a broadcast is encoded once for all)
+//! stay where they are. An empty buffer owns no memory: an idle connection keeps nothing.
+
+use bytes::{Buf, Bytes};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+/// Slices handed to one write; Linux takes 1024 at most (IOV_MAX), few are ever needed.
+const MAX_SLICES: usize = 64;
+
+#[derive(Debug)]
+enum Chunk {
+    Owned { data: Vec<u8>, written: usize },
+    Shared(Bytes),
+}
+
+impl Chunk {
+    fn rest(&self) -> &[u8] {
+        match self {
+            Self::Owned { data, written } => &data[*written..],
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// How far a write came.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// Nothing is left.
+    All,
+    /// The socket takes no more for now.
+    Blocked,
+}
+
+/// The queue of chunks; boxed by nobody: `VecDeque` without elements has no allocation.
+#[derive(Debug, Default)]
+pub(crate) struct OutBuf {
+    chunks: VecDeque<Chunk>,
+    /// Some bytes of the first chunk have been written: it has to be finished before anything else may follow.
+    partial: bool,
+}
+
+impl OutBuf {
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Bytes that wait.
+    pub(crate) fn len(&self) -> usize {
+        self.chunks.iter().map(|c| c.rest().len()).sum()
+    }
+
+    /// The owned chunk at the end, to append small frames to.
+    pub(crate) fn tail(&mut self) -> &mut Vec<u8> {
+        if !matches!(self.chunks.back(), Some(Chunk::Owned { .. })) {
+            self.chunks.push_back(Chunk::Owned { data: Vec::new(), written: 0 });
+        }
+        match self.chunks.back_mut() {
+            Some(Chunk::Owned { data, .. }) => data,
+            _ => unreachable!("an owned chunk was just put at the end"),
+        }
+    }
+
+    pub(crate) fn push_shared(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.chunks.push_back(Chunk::Shared(bytes));
+        }
+    }
+
+    /// Drops everything that has not begun to leave; returns how many bytes that were. The chunk already begun
+    /// stays whole, because a frame cut in the middle would make the close frame behind it unreadable.
+    pub(crate) fn drop_unsent(&mut self) -> usize {
+        let keep = usize::from(self.partial);
+        let dropped = self.chunks.iter().skip(keep).map(|c| c.rest().len()).sum();
+        self.chunks.truncate(keep);
+        if keep == 0 {
+            self.chunks = VecDeque::new();
+        }
+        dropped
+    }
+
+    /// Writes with `write` until nothing is left or the socket is full; returns also the bytes written.
+    pub(crate) fn flush(
+        &mut self,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>,
+    ) -> (usize, io::Result<Flushed>) {
+        let mut total = 0;
+        while !self.chunks.is_empty() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let mut used = 0;
+            let mut offered = 0;
+            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+                *slice = IoSlice::new(chunk.rest());
+                offered += chunk.rest().len();
+                used += 1;
+            }
+            match write(&slices[..used]) {
+                Ok(0) => return (total, Err(io::ErrorKind::WriteZero.into())),
+                Ok(n) => {
+                    total += n;
+                    self.advance(n);
+                    // A short write means a full socket: asking again would cost a system call to hear EAGAIN.
+                    if n < offered {
+                        return (total, Ok(Flushed::Blocked));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return (total, Ok(Flushed::Blocked)),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return (total, Err(e)),
+            }
+        }
+        self.chunks = VecDeque::new();
+        (total, Ok(Flushed::All))
+    }
+
+    fn advance(&mut self, mut n: usize) {
+        while n > 0 {
+            let Some(chunk) = self.chunks.front_mut() else { return };
+            let rest = chunk.rest().len();
+            if n < rest {
+                match chunk {
+                    Chunk::Owned { written, .. } => *written += n,
+                    Chunk::Shared(bytes) => bytes.advance(n),
+                }
+                self.partial = true;
+                return;
+            }
+            n -= rest;
+            self.chunks.pop_front();
+            self.partial = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled() -> (OutBuf, Vec<u8>) {
+        let mut buf = OutBuf::default();
+        buf.tail().extend_from_slice(b"abc");
+        buf.tail().extend_from_slice(b"def");
+        buf.push_shared(Bytes::from_static(b"shared"));
+        buf.push_shared(Bytes::new());
+        buf.tail().extend_from_slice(b"tail");
+        (buf, b"abcdefsharedtail".to_vec())
+    }
+
+    #[test]
+    fn one_vectored_write_when_the_socket_takes_all() {
+        let (mut buf, want) = filled();
+        let mut calls = Vec::new();
+        let (n, done) = buf.flush(|s| {
+            calls.push(s.iter().flat_map(|s| s.to_vec()).collect::<Vec<u8>>());
+            Ok(calls[0].len())
+        });
+        assert_eq!((n, done.unwrap()), (want.len(), Flushed::All));
+        assert_eq!(calls, [want]);
+        assert!(buf.is_empty());
+    }
+
+    #[test]
+    fn every_split_writes_the_same_bytes() {
+        for step in 1..=16 {
+            let (mut buf, want) = filled();
+            let mut got = Vec::new();
+            while !buf.is_empty() {
+                let (_, done) = buf.flush(|s| {
+                    let all: Vec<u8> = s.iter().flat_map(|s| s.to_vec()).collect();
+                    let n = step.min(all.len());
+                    got.extend_from_slice(&all[..n]);
+                    Ok(n)
+                });
+                done.unwrap();
+            }
+            assert_eq!(got, want, "step {step}");
+        }
+    }
+
+    #[test]
+    fn dropping_keeps_the_chunk_that_has_begun() {
+        let (mut buf, _) = filled();
+        let _ = buf.flush(|_| Ok(2));
+        assert_eq!(buf.drop_unsent(), 10);
+        let mut got = Vec::new();
+        let _ = buf.flush(|s| {
+            got.extend_from_slice(&s[0]);
+            Ok(s[0].len())
+        });
+        assert_eq!(got, b"cdef");
+        let (mut fresh, _) = filled();
+        assert_eq!(fresh.drop_unsent(), 16);
+        assert!(fresh.is_empty());
+    }
+
+    #[test]
+    fn errors_and_blocking_are_told() {
+        let (mut buf, _) = filled();
+        assert_eq!(buf.flush(|_| Err(io::ErrorKind::WouldBlock.into())).1.unwrap(), Flushed::Blocked);
+        assert!(buf.flush(|_| Err(io::ErrorKind::BrokenPipe.into())).1.is_err());
+        assert!(buf.flush(|_| Ok(0)).1.is_err());
+    }
+}

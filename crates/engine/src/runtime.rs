@@ -1,0 +1,143 @@
+//! The process-wide I/O threads. One runtime serves every server and client of the process, so that a thousand
+//! clients are not a thousand threads; each thread runs a current-thread tokio runtime and owns its connections.
+
+use crate::down::{DownQueue, deliver};
+use crate::endpoint::Endpoint;
+use crate::inbox::Event;
+use parking_lot::Mutex;
+use std::any::Any;
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+/// The running runtime; `None` before the first endpoint and, in a child, after `fork`. Locked only to look it up.
+static RUNTIME: Mutex<Option<Arc<Runtime>>> = Mutex::new(None);
+/// Threads of the next runtime.
+static IO_THREADS: AtomicUsize = AtomicUsize::new(1);
+/// Counts up in the child of every `fork`: what was made before belongs to the parent.
+static FORKS: AtomicU32 = AtomicU32::new(0);
+
+/// One I/O thread, as other threads see it.
+#[derive(Debug)]
+pub struct IoThread {
+    /// Its place in [`Runtime::threads`].
+    pub index: usize,
+    /// To start tasks there.
+    pub handle: tokio::runtime::Handle,
+    /// The queue going down to it.
+    pub down: DownQueue,
+    /// Everybody to tell of a panic that belongs to no connection.
+    endpoints: Mutex<Vec<Weak<Endpoint>>>,
+}
+
+impl IoThread {
+    /// A panic in the pump: every endpoint hears of it, since any may have lost something.
+    pub(crate) fn report_panic(self: &Arc<Self>, panic: &(dyn Any + Send)) {
+        let text = panic_text(panic);
+        let endpoints: Vec<_> = self.endpoints.lock().iter().filter_map(Weak::upgrade).collect();
+        for endpoint in endpoints {
+            deliver(self, &endpoint, Event::Fault(text.clone()));
+        }
+    }
+
+    pub(crate) fn introduce(&self, endpoint: &Arc<Endpoint>) {
+        let mut endpoints = self.endpoints.lock();
+        endpoints.retain(|e| e.strong_count() > 0);
+        endpoints.push(Arc::downgrade(endpoint));
+    }
+}
+
+/// The I/O threads of the process.
+#[derive(Debug)]
+pub struct Runtime {
+    /// At least one.
+    pub threads: Vec<Arc<IoThread>>,
+    next: AtomicUsize,
+}
+
+impl Runtime {
+    /// The runtime, started if need be.
+    ///
+    /// # Errors
+    /// When the system refuses a thread or an epoll descriptor.
+    pub fn get() -> io::Result<Arc<Self>> {
+        let mut slot = RUNTIME.lock();
+        if let Some(runtime) = &*slot {
+            return Ok(Arc::clone(runtime));
+        }
+        let count = IO_THREADS.load(Ordering::Relaxed).max(1);
+        let threads = (0..count).map(start_thread).collect::<io::Result<Vec<_>>>()?;
+        let runtime = Arc::new(Self { threads, next: AtomicUsize::new(0) });
+        *slot = Some(Arc::clone(&runtime));
+        Ok(runtime)
+    }
+
+    /// The thread for the next connection, in turn.
+    #[must_use]
+    pub fn next_thread(&self) -> &Arc<IoThread> {
+        &self.threads[self.next.fetch_add(1, Ordering::Relaxed) % self.threads.len()]
+    }
+}
+
+fn start_thread(index: usize) -> io::Result<Arc<IoThread>> {
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let io = Arc::new(IoThread {
+        index,
+        handle: tokio.handle().clone(),
+        down: DownQueue::default(),
+        endpoints: Mutex::new(Vec::new()),
+    });
+    let pump = DownQueue::pump(Arc::clone(&io));
+    std::thread::Builder::new().name(format!("pyhv-io-{index}")).spawn(move || {
+        block_signals();
+        tokio.block_on(pump);
+    })?;
+    Ok(io)
+}
+
+/// Signals belong to the program's own threads: Ctrl-C has to interrupt the wait in `tick()`, not ours.
+fn block_signals() {
+    #[cfg(unix)]
+    {
+        // Fails on an invalid argument only.
+        let _ = nix::sys::signal::SigSet::all().thread_block();
+    }
+}
+
+/// Sets the number of I/O threads (default 1).
+///
+/// # Errors
+/// The number in force, when the threads are running already.
+pub fn set_io_threads(count: usize) -> Result<(), usize> {
+    if let Some(runtime) = &*RUNTIME.lock() {
+        let running = runtime.threads.len();
+        return if running == count { Ok(()) } else { Err(running) };
+    }
+    IO_THREADS.store(count, Ordering::Relaxed);
+    Ok(())
+}
+
+/// The number of I/O threads, running or to be started.
+#[must_use]
+pub fn io_threads() -> usize {
+    RUNTIME.lock().as_ref().map_or_else(|| IO_THREADS.load(Ordering::Relaxed), |r| r.threads.len())
+}
+
+/// In the child of a `fork`: its threads are gone, the next endpoint starts new ones.
+pub fn after_fork_in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+    // Forgotten, not dropped: the runtime's destructor would wait for threads that do not exist here.
+    std::mem::forget(RUNTIME.lock().take());
+}
+
+/// How many forks lie between the first ancestor and this process.
+#[must_use]
+pub fn forks() -> u32 {
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown panic".to_owned())
+}

@@ -1,0 +1,361 @@
+//! The server's side of the network: listening, HTTP by hyper, and the upgrade to WebSocket, after which the
+//! connection leaves hyper for [`crate::connection`].
+
+use crate::connection::{Connection, Handshake};
+use crate::down::deliver;
+use crate::endpoint::{Endpoint, Live, Phase};
+use crate::inbox::{Event, Level};
+use crate::request::{HttpRequest, HttpResponse, Responder};
+use crate::router::{Found, Router};
+use crate::runtime::{IoThread, panic_text};
+use crate::wire::{self, Role};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::RwLock;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+
+/// Connections that the kernel completes before we accept them.
+const BACKLOG: i32 = 4096;
+/// After an accept failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A server's sockets and routes.
+#[derive(Debug)]
+pub struct Server {
+    /// What it shares with its connections.
+    pub endpoint: Arc<Endpoint>,
+    /// Guards the routes while they are replaced by a longer list; read for one lookup.
+    routes: Arc<RwLock<Arc<Router>>>,
+    /// The addresses it listens on.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Server {
+    /// Listens on every address of `host` and begins to accept. `port` 0 lets the system choose one.
+    ///
+    /// # Errors
+    /// When the name does not resolve or an address cannot be bound.
+    pub fn start(endpoint: Arc<Endpoint>, router: Router, host: &str, port: u16) -> io::Result<Self> {
+        let routes = Arc::new(RwLock::new(Arc::new(router)));
+        let mut addresses = Vec::new();
+        let mut listeners = Vec::new();
+        for address in resolve(host, port)? {
+            let mut address: SocketAddr = address;
+            if port == 0 && let Some(first) = addresses.first() {
+                // One port for all addresses of a name.
+                address.set_port(SocketAddr::port(first));
+            }
+            let listener = listen(address)?;
+            addresses.push(listener.local_addr()?);
+            listeners.push(listener);
+        }
+        let first = &endpoint.runtime.threads[0];
+        for listener in listeners {
+            let listener = {
+                let _context = first.handle.enter();
+                TcpListener::from_std(listener)?
+            };
+            let accept = accept(listener, Arc::clone(&endpoint), Arc::clone(&routes));
+            guarded(first, &endpoint, accept);
+        }
+        Ok(Self { endpoint, routes, addresses })
+    }
+
+    /// Replaces the routes; requests from now on see them.
+    pub fn set_routes(&self, router: Router) {
+        *self.routes.write() = Arc::new(router);
+    }
+}
+
+fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for address in (host, port).to_socket_addrs()? {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    }
+    Ok(found)
+}
+
+fn listen(address: SocketAddr) -> io::Result<StdListener> {
+    let socket =
+        socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    // On Unix: a restarted server may bind while old connections are in TIME_WAIT. On Windows the same option would
+    // let two servers share the port.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Runs a task for an endpoint on an I/O thread; a panic in it surfaces from `tick()`.
+pub(crate) fn guarded(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>, task: impl Future<Output = ()> + Send + 'static) {
+    let live = Live::new(endpoint);
+    let (io_here, handle) = (Arc::clone(io), io.handle.clone());
+    let inner = io.handle.spawn(task);
+    handle.spawn(async move {
+        if let Err(error) = inner.await
+            && let Ok(panic) = error.try_into_panic()
+        {
+            deliver(&io_here, &live.0, Event::Fault(panic_text(panic.as_ref())));
+        }
+        drop(live);
+    });
+}
+
+async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, routes: Arc<RwLock<Arc<Router>>>) {
+    let first = Arc::clone(&endpoint.runtime.threads[0]);
+    let mut phase = endpoint.phase();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = phase.wait_for(|p| *p != Phase::Running) => return,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // The client gone before we accepted it is no reason to pause; everything else is a want of ours.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    deliver(&first, &endpoint, Event::Log(Level::Error, format!("cannot accept connections: {error}")));
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                continue;
+            }
+        };
+        // A tick's output leaves in one write: there is nothing for Nagle's algorithm to gather.
+        let _ = stream.set_nodelay(true);
+        let io = Arc::clone(endpoint.runtime.next_thread());
+        let Some(stream) = moved(stream, &io, &first) else { continue };
+        let task = serve(stream, remote, Arc::clone(&io), Arc::clone(&endpoint), Arc::clone(&routes));
+        guarded(&io, &endpoint, task);
+    }
+}
+
+/// Hands a socket to the I/O thread that will own it.
+fn moved(stream: TcpStream, to: &Arc<IoThread>, from: &Arc<IoThread>) -> Option<TcpStream> {
+    if Arc::ptr_eq(to, from) {
+        return Some(stream);
+    }
+    let stream = stream.into_std().ok()?;
+    let _context = to.handle.enter();
+    TcpStream::from_std(stream).ok()
+}
+
+/// One TCP connection for as long as it speaks HTTP.
+async fn serve(
+    stream: TcpStream,
+    remote: SocketAddr,
+    io: Arc<IoThread>,
+    endpoint: Arc<Endpoint>,
+    routes: Arc<RwLock<Arc<Router>>>,
+) {
+    let mut phase = endpoint.phase();
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(endpoint.settings.header_timeout)
+        .max_buf_size(endpoint.settings.max_header_size)
+        .pipeline_flush(true);
+    let begun = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        begun.store(true, Ordering::Relaxed);
+        let (io, endpoint, routes) = (Arc::clone(&io), Arc::clone(&endpoint), Arc::clone(&routes));
+        async move { Ok::<_, Infallible>(answer(request, remote, &io, &endpoint, &routes).await) }
+    });
+    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            // A client's fault ends its connection and is nobody else's business; hyper has answered 400 or 431.
+            _ = connection.as_mut() => return,
+            changed = phase.wait_for(|p| *p == Phase::Aborting || (!stopping && *p == Phase::Stopping)) => {
+                match changed.map(|p| *p) {
+                    // Nothing was asked on it (a browser's spare connection): hyper would wait for the first request.
+                    Ok(Phase::Stopping) if !begun.load(Ordering::Relaxed) => return,
+                    Ok(Phase::Stopping) => {
+                        stopping = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    _ => return,
+                }
+            }
+        }
+    }
+}
+
+fn plain(status: StatusCode, text: impl Into<String>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text.into())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn with(mut response: Response<Full<Bytes>>, name: HeaderName, value: HeaderValue) -> Response<Full<Bytes>> {
+    response.headers_mut().insert(name, value);
+    response
+}
+
+fn closing(response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+    with(response, header::CONNECTION, HeaderValue::from_static("close"))
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    remote: SocketAddr,
+    io: &Arc<IoThread>,
+    endpoint: &Arc<Endpoint>,
+    routes: &Arc<RwLock<Arc<Router>>>,
+) -> Response<Full<Bytes>> {
+    if wire::handshake::is_upgrade(pairs(request.headers())) {
+        return upgrade(request, remote, io, endpoint);
+    }
+    let found = routes.read().find(request.method(), request.uri().path());
+    let (route, params) = match found {
+        Found::Route { route, params } => (route, params),
+        Found::NotFound => return plain(StatusCode::NOT_FOUND, "404 Not Found\n"),
+        Found::MethodNotAllowed(allow) => {
+            let response = if request.method() == Method::OPTIONS {
+                let mut response = Response::new(Full::default());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response
+            } else {
+                plain(StatusCode::METHOD_NOT_ALLOWED, "405 Method Not Allowed\n")
+            };
+            // Method names are tokens, so they make a header value.
+            let allow = HeaderValue::from_str(&allow).unwrap_or(HeaderValue::from_static(""));
+            return with(response, header::ALLOW, allow);
+        }
+    };
+    let (parts, body) = request.into_parts();
+    let limit = endpoint.settings.max_body_size;
+    let collected = tokio::time::timeout(endpoint.settings.body_timeout, Limited::new(body, limit).collect()).await;
+    let body = match collected {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let text = format!(
+                "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
+                parts.method, parts.uri
+            );
+            deliver(io, endpoint, Event::Log(Level::Warning, text));
+            return closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n"));
+        }
+        Ok(Err(_)) => return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request\n")),
+        Err(_) => return closing(plain(StatusCode::REQUEST_TIMEOUT, "408 Request Timeout\n")),
+    };
+    let (responder, reply) = Responder::new(io);
+    let url = target(&parts.uri);
+    let request =
+        HttpRequest { method: parts.method, url, headers: parts.headers, body, remote, route, params, responder };
+    deliver(io, endpoint, Event::Request(Box::new(request)));
+    match reply.await {
+        Ok(HttpResponse { status, headers, body }) => {
+            let mut response = Response::new(Full::new(body));
+            *response.status_mut() = status;
+            for (name, value) in headers {
+                response.headers_mut().append(name, value);
+            }
+            response
+        }
+        // Dropped without an answer: the handler raised, or the server was stopped before it ran.
+        Err(_) if endpoint.is_stopping() => {
+            closing(plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n"))
+        }
+        Err(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, "500 Internal Server Error\n"),
+    }
+}
+
+fn target(uri: &http::Uri) -> String {
+    uri.path_and_query().map_or_else(|| "/".to_owned(), |target| target.as_str().to_owned())
+}
+
+/// Headers as the wire crate takes them.
+pub(crate) fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {
+    headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+}
+
+/// Headers as a channel keeps them; see [`Handshake::headers`].
+pub(crate) fn packed(headers: &HeaderMap) -> Box<[u8]> {
+    let mut packed = Vec::new();
+    for (name, value) in pairs(headers) {
+        packed.extend_from_slice(name.as_bytes());
+        packed.extend_from_slice(b": ");
+        packed.extend_from_slice(value);
+        packed.push(b'\n');
+    }
+    packed.into()
+}
+
+fn upgrade(
+    mut request: Request<Incoming>,
+    remote: SocketAddr,
+    io: &Arc<IoThread>,
+    endpoint: &Arc<Endpoint>,
+) -> Response<Full<Bytes>> {
+    let http11 = request.version() == Version::HTTP_11;
+    let headers: Vec<_> = pairs(request.headers()).collect();
+    let accepted = match wire::handshake::check_request(request.method().as_str(), http11, headers.iter().copied()) {
+        Ok(accepted) => accepted,
+        Err(refusal) => {
+            let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+            let response = closing(plain(status, format!("{refusal}\n")));
+            return match status {
+                // RFC 6455 section 4.4: tell which version would do.
+                StatusCode::UPGRADE_REQUIRED => {
+                    let response = with(response, header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+                    let response = with(response, header::UPGRADE, HeaderValue::from_static("websocket"));
+                    with(response, header::CONNECTION, HeaderValue::from_static("Upgrade, close"))
+                }
+                StatusCode::METHOD_NOT_ALLOWED => with(response, header::ALLOW, HeaderValue::from_static("GET")),
+                _ => response,
+            };
+        }
+    };
+    if endpoint.is_stopping() {
+        return closing(plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n"));
+    }
+    let handshake = Handshake {
+        url: target(request.uri()),
+        headers: packed(request.headers()),
+        remote: Some(remote),
+        subprotocol: None,
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    let (io_here, endpoint_here) = (Arc::clone(io), Arc::clone(endpoint));
+    guarded(io, endpoint, async move {
+        // An error: the client left before it had read the 101.
+        let Ok(upgraded) = upgraded.await else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+        let stream = parts.io.into_inner();
+        Connection::open(&endpoint_here, &io_here, Role::Server, stream, handshake, &parts.read_buf);
+    });
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    if let Ok(accept) = HeaderValue::from_str(&accepted.accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    response
+}
