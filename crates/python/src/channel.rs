@@ -1,0 +1,224 @@
+//! `WebSocketChannel`: a server's end of one WebSocket connection.
+
+use crate::convert;
+use parking_lot::Mutex;
+use pyhv_engine::connection::{Connection, SendError};
+use pyhv_engine::wire::{self, MessageKind, Opcode};
+use pyo3::exceptions::PyValueError;
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyList, PyTuple};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One WebSocket connection of a server, from `on_ws_open` to `on_ws_close`.
+///
+/// Hashable and equal only to itself, so it can be the key of a dict or a member of a set. `data` belongs to the
+/// program. All members may be used from any thread and in callbacks; none of them blocks.
+#[pyclass(frozen, weakref, module = "pyhv")]
+pub(crate) struct WebSocketChannel {
+    pub(crate) conn: Arc<Connection>,
+    /// Guards the reference while it is read or replaced.
+    data: Mutex<Option<Py<PyAny>>>,
+    headers: PyOnceLock<Py<PyAny>>,
+    query: PyOnceLock<Py<PyAny>>,
+    /// The tick has reached the end: `close_code` tells.
+    ended: AtomicBool,
+}
+
+/// Sends one frame: what `channel.send` and `client.send` share.
+pub(crate) fn send(
+    conn: &Arc<Connection>,
+    msg: &Bound<'_, PyAny>,
+    opcode: Option<u8>,
+    fin: bool,
+) -> PyResult<bool> {
+    let opcode = convert::opcode(opcode)?;
+    convert::with_payload(msg, |kind, payload| {
+        if opcode.is_some() || kind == MessageKind::Binary {
+            let text = match opcode {
+                None | Some(Opcode::Continuation) => conn.open_message() == Some(MessageKind::Text),
+                Some(opcode) => opcode == Opcode::Text,
+            };
+            convert::check_payload(opcode, text, kind, payload)?;
+        }
+        match conn.send(opcode, kind, fin, payload) {
+            Ok(()) => Ok(true),
+            Err(SendError::Closed) => Ok(false),
+            Err(SendError::Sequence(error)) => Err(PyValueError::new_err(error.to_string())),
+        }
+    })
+}
+
+/// Checks what `close` was asked to send.
+pub(crate) fn check_close(code: u16, reason: &str) -> PyResult<()> {
+    wire::close::check(code, reason).map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
+/// `pyhv.http.Headers` from a handshake's packed headers.
+pub(crate) fn headers_object(py: Python<'_>, packed: &[u8]) -> PyResult<Py<PyAny>> {
+    let pairs = packed.split(|&b| b == b'\n').filter_map(|line| {
+        let colon = line.iter().position(|&b| b == b':')?;
+        Some((convert::latin1(&line[..colon]), convert::latin1(&line[colon + 2..])))
+    });
+    let pairs = PyList::new(py, pairs.collect::<Vec<_>>())?;
+    Ok(py.import("pyhv.http")?.getattr("Headers")?.call1((pairs,))?.unbind())
+}
+
+/// `pyhv.http.QueryParams` from a URL.
+pub(crate) fn query_object(py: Python<'_>, url: &str) -> PyResult<Py<PyAny>> {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    Ok(py.import("pyhv.http")?.getattr("QueryParams")?.call_method1("parse", (query,))?.unbind())
+}
+
+/// The decoded path of a URL.
+pub(crate) fn path_object<'py>(py: Python<'py>, url: &str) -> PyResult<Bound<'py, PyAny>> {
+    let path = url.split_once('?').map_or(url, |(path, _)| path);
+    py.import("urllib.parse")?.getattr("unquote")?.call1((path,))
+}
+
+/// An address as Python's sockets give it: host and port.
+pub(crate) fn address_object<'py>(py: Python<'py>, address: SocketAddr) -> PyResult<Bound<'py, PyTuple>> {
+    (address.ip().to_string(), address.port()).into_pyobject(py)
+}
+
+impl WebSocketChannel {
+    pub(crate) fn new(conn: Arc<Connection>) -> Self {
+        Self {
+            conn,
+            data: Mutex::new(None),
+            headers: PyOnceLock::new(),
+            query: PyOnceLock::new(),
+            ended: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+#[pymethods]
+impl WebSocketChannel {
+    /// Queues a message to the peer and returns at once.
+    ///
+    /// msg: str is sent as a text message, bytes-like as a binary one. opcode: a `WsOpcode` to send it as something
+    /// else: TEXT or BINARY; PING or PONG (at most 125 bytes); CONTINUATION for a later fragment. fin: False sends a
+    /// fragment of a message that the next `send` continues (RFC 6455 section 5.4).
+    ///
+    /// Returns True when queued; False when the channel is closed, or has just been closed with 1008 because more
+    /// than `max_buffered` bytes wait. Raises ValueError for fragments out of sequence, bytes that are not UTF-8 in a
+    /// text message, or an unknown opcode; TypeError for another type of message.
+    ///
+    /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
+    #[pyo3(signature = (msg, opcode=None, fin=true))]
+    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<u8>, fin: bool) -> PyResult<bool> {
+        send(&self.conn, msg, opcode, fin)
+    }
+
+    /// Begins the closing handshake behind everything that was sent (RFC 6455 section 7.1.2).
+    ///
+    /// code: 1000-1003, 1007-1014 or 3000-4999. reason: at most 123 bytes of UTF-8. `is_open` is False from here on;
+    /// messages that still arrive are dropped, and `on_ws_close` follows when the peer has answered or
+    /// `close_timeout` has passed. Closing again does nothing. Raises ValueError for a code or reason that must not
+    /// be sent.
+    ///
+    /// Any thread; never blocks.
+    #[pyo3(signature = (code=1000, reason=""))]
+    fn close(&self, code: u16, reason: &str) -> PyResult<()> {
+        check_close(code, reason)?;
+        self.conn.close(Some(code), reason);
+        Ok(())
+    }
+
+    /// What the program put here; None at first.
+    #[getter]
+    fn get_data(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.data.lock().as_ref().map(|data| data.clone_ref(py))
+    }
+
+    #[setter]
+    fn set_data(&self, value: Py<PyAny>) {
+        let old = self.data.lock().replace(value);
+        // Its destructor may run Python code: not under the lock.
+        drop(old);
+    }
+
+    /// The request target of the handshake as sent: path and query.
+    #[getter]
+    fn url(&self) -> &str {
+        &self.conn.handshake.url
+    }
+
+    /// The path of `url`, percent-decoded.
+    #[getter]
+    fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        path_object(py, &self.conn.handshake.url)
+    }
+
+    /// The query parameters of `url`, as `QueryParams`.
+    #[getter]
+    fn query(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let query = self.query.get_or_try_init(py, || query_object(py, &self.conn.handshake.url))?;
+        Ok(query.clone_ref(py))
+    }
+
+    /// The headers of the handshake request, as `Headers`.
+    #[getter]
+    fn headers(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let headers = self.headers.get_or_try_init(py, || headers_object(py, &self.conn.handshake.headers))?;
+        Ok(headers.clone_ref(py))
+    }
+
+    /// The peer's address: (host, port).
+    #[getter]
+    fn remote_address<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        self.conn.handshake.remote.map(|remote| address_object(py, remote)).transpose()
+    }
+
+    /// Whether `send` would queue a message.
+    #[getter]
+    fn is_open(&self) -> bool {
+        self.conn.is_open()
+    }
+
+    /// Bytes queued and not yet handed to the system.
+    #[getter]
+    fn buffered_amount(&self) -> usize {
+        self.conn.buffered_amount()
+    }
+
+    /// How the channel ended: the code of the peer's close frame (1005: it had none); without a close frame the
+    /// code that this side failed the connection with, else 1006. None before `on_ws_close`.
+    #[getter]
+    fn close_code(&self) -> Option<u16> {
+        self.ended.load(Ordering::Relaxed).then(|| self.conn.close_info().map(|info| info.code)).flatten()
+    }
+
+    /// The reason that goes with `close_code`, often empty. None before `on_ws_close`.
+    #[getter]
+    fn close_reason(&self) -> Option<&str> {
+        self.ended.load(Ordering::Relaxed).then(|| self.conn.close_info().map(|info| &*info.reason)).flatten()
+    }
+
+    fn __repr__(&self) -> String {
+        let state = if self.conn.is_open() { "open" } else { "closed" };
+        let remote = self.conn.handshake.remote.map_or_else(|| "?".to_owned(), |r| r.to_string());
+        format!("<WebSocketChannel {} from {remote}, {state}>", self.conn.handshake.url)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Locked elsewhere means in use, so alive: nothing to find here this time.
+        if let Some(data) = self.data.try_lock() {
+            visit.call(&*data)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let old = self.data.lock().take();
+        drop(old);
+    }
+}

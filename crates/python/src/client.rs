@@ -1,0 +1,414 @@
+//! `WebSocketClient`: the native base of `HvWebSocketClient`.
+
+use crate::channel::{self, address_object, headers_object};
+use crate::convert;
+use crate::server::reason;
+use crate::ticker::{self, Ticker, callback_failed, check_process, fault};
+use parking_lot::Mutex;
+use pyhv_engine::client::{self as engine, Attempt, ConnectError, Target};
+use pyhv_engine::connection::Connection;
+use pyhv_engine::down::Cork;
+use pyhv_engine::endpoint::{Endpoint, Side};
+use pyhv_engine::inbox::Event;
+use pyhv_engine::wake::Wake;
+use pyhv_engine::wire::MessageKind;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyTuple};
+use std::sync::Arc;
+
+/// What the program knows of the connection.
+#[derive(Debug)]
+enum State {
+    /// Never connected.
+    New,
+    /// `connect` was called; neither `on_open` nor `on_close` has run.
+    Connecting(Attempt),
+    /// Between `on_open` and `on_close`.
+    Open(Arc<Connection>),
+    /// `on_close` has run, or is running.
+    Closed { conn: Option<Arc<Connection>>, code: u16, reason: String },
+}
+
+/// The native base of HvWebSocketClient.
+#[pyclass(frozen, subclass, weakref, module = "pyhv._native")]
+pub(crate) struct WebSocketClient {
+    ticker: Ticker,
+    /// Guards the endpoint of the latest `connect` while it is looked up or replaced.
+    endpoint: Mutex<Option<Arc<Endpoint>>>,
+    /// Guards the state while it is read or replaced.
+    state: Mutex<State>,
+    /// The descriptor, once handed out, outlives a connection.
+    wake: Mutex<Option<Arc<Wake>>>,
+    /// Guards the reference while it is read or replaced.
+    error: Mutex<Option<Py<PyAny>>>,
+}
+
+/// The members of `WsOpcode` that a message can have.
+fn opcode_object(py: Python<'_>, kind: MessageKind) -> PyResult<Py<PyAny>> {
+    static MEMBERS: PyOnceLock<(Py<PyAny>, Py<PyAny>)> = PyOnceLock::new();
+    let (text, binary) = MEMBERS.get_or_try_init(py, || {
+        let opcodes = py.import("pyhv.opcode")?.getattr("WsOpcode")?;
+        PyResult::Ok((opcodes.getattr("TEXT")?.unbind(), opcodes.getattr("BINARY")?.unbind()))
+    })?;
+    Ok(if kind == MessageKind::Text { text.clone_ref(py) } else { binary.clone_ref(py) })
+}
+
+/// The declared exception for a failed attempt.
+fn error_object(py: Python<'_>, error: &ConnectError) -> PyResult<Py<PyAny>> {
+    let text = match error {
+        ConnectError::Resolve(host, error) => format!("cannot resolve {host}: {}", reason(error)),
+        ConnectError::Connect(address, error) => format!("cannot connect to {address}: {}", reason(error)),
+        other => other.to_string(),
+    };
+    let errors = py.import("pyhv.errors")?;
+    let object = match error {
+        ConnectError::Resolve(..) => errors.getattr("NameResolutionError")?.call1((text,))?,
+        ConnectError::Connect(_, error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            errors.getattr("ConnectionRefused")?.call1((text,))?
+        }
+        ConnectError::Connect(..) | ConnectError::Cancelled => errors.getattr("ConnectError")?.call1((text,))?,
+        ConnectError::TimedOut(_) => errors.getattr("ConnectTimeout")?.call1((text,))?,
+        ConnectError::Handshake { status, .. } => errors.getattr("HandshakeError")?.call1((text, *status))?,
+    };
+    Ok(object.unbind())
+}
+
+impl WebSocketClient {
+    fn current(&self) -> Option<Arc<Endpoint>> {
+        self.endpoint.lock().clone()
+    }
+
+    /// The connection, if `on_open` has run or is running.
+    fn connection(&self) -> Option<Arc<Connection>> {
+        match &*self.state.lock() {
+            State::Open(conn) | State::Closed { conn: Some(conn), .. } => Some(Arc::clone(conn)),
+            _ => None,
+        }
+    }
+
+    fn set_state(&self, state: State) {
+        let old = std::mem::replace(&mut *self.state.lock(), state);
+        drop(old);
+    }
+
+    fn set_error(&self, error: Option<Py<PyAny>>) {
+        let old = std::mem::replace(&mut *self.error.lock(), error);
+        drop(old);
+    }
+
+    fn dispatch(slf: &Bound<'_, Self>, endpoint: &Endpoint, event: Event, arena: &[u8]) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        match event {
+            Event::Message { kind, start, len, .. } => Self::message(slf, kind, &arena[start..start + len]),
+            Event::LargeMessage { kind, data, .. } => Self::message(slf, kind, &data),
+            Event::Open(conn) => {
+                let closing = {
+                    let mut state = this.state.lock();
+                    // close() came after the attempt had succeeded and before this tick.
+                    let closing = !matches!(*state, State::Connecting(_));
+                    *state = State::Open(Arc::clone(&conn));
+                    closing
+                };
+                if closing {
+                    conn.close(Some(1000), "");
+                    return Ok(());
+                }
+                conn.delivered_open();
+                if let Err(error) = slf.call_method0(intern!(py, "on_open")) {
+                    conn.close(Some(1011), "internal error");
+                    callback_failed(slf, "on_open", error)?;
+                }
+                Ok(())
+            }
+            Event::Close { channel } => {
+                endpoint.release(channel, Side::Program);
+                let Some(conn) = this.connection() else { return Ok(()) };
+                conn.delivered_close();
+                let (code, reason) =
+                    conn.close_info().map_or((1006, String::new()), |info| (info.code, info.reason.clone()));
+                this.set_state(State::Closed { conn: Some(conn), code, reason });
+                Self::closed(slf)
+            }
+            Event::ConnectFailed(error) => {
+                this.set_state(State::Closed { conn: None, code: 1006, reason: String::new() });
+                if !matches!(*error, ConnectError::Cancelled) {
+                    let error = error_object(py, &error)?;
+                    this.set_error(Some(error.clone_ref(py)));
+                    if let Err(raised) = slf.call_method1(intern!(py, "on_error"), (error,)) {
+                        callback_failed(slf, "on_error", raised)?;
+                    }
+                }
+                Self::closed(slf)
+            }
+            Event::Log(level, text) => ticker::log(slf, level, &text),
+            Event::Fault(text) => Err(fault(&text)),
+            Event::Request(_) | Event::Taken => Ok(()),
+        }
+    }
+
+    fn closed(slf: &Bound<'_, Self>) -> PyResult<()> {
+        if let Err(error) = slf.call_method0(intern!(slf.py(), "on_close")) {
+            callback_failed(slf, "on_close", error)?;
+        }
+        Ok(())
+    }
+
+    fn message(slf: &Bound<'_, Self>, kind: MessageKind, payload: &[u8]) -> PyResult<()> {
+        let py = slf.py();
+        let Some(conn) = slf.get().connection() else { return Ok(()) };
+        if conn.is_closed_by_program() {
+            return Ok(());
+        }
+        let message = convert::message(py, kind, payload)?;
+        let opcode = opcode_object(py, kind)?;
+        if let Err(error) = slf.call_method1(intern!(py, "on_message_frame"), (message, opcode)) {
+            conn.close(Some(1011), "internal error");
+            callback_failed(slf, "on_message", error)?;
+        }
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl WebSocketClient {
+    /// Made here, so that a subclass need not call `super().__init__()`.
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            ticker: Ticker::default(),
+            endpoint: Mutex::new(None),
+            state: Mutex::new(State::New),
+            wake: Mutex::new(None),
+            error: Mutex::new(None),
+        }
+    }
+
+    /// Takes whatever the program's own `__init__` takes.
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn __init__(&self, _args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) {}
+
+    /// Begins to connect to a URL that the caller has taken apart.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a URL, from Python")]
+    fn _connect(
+        &self,
+        url: String,
+        host: String,
+        port: u16,
+        authority: String,
+        path: String,
+        headers: Vec<(String, String)>,
+        protocols: Vec<String>,
+        options: &Bound<'_, PyDict>,
+    ) -> PyResult<()> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| crate::request::header(name, value))
+            .collect::<PyResult<Vec<_>>>()?;
+        for (i, name) in protocols.iter().enumerate() {
+            if !pyhv_engine::wire::handshake::is_token(name) || protocols[..i].contains(name) {
+                return Err(PyValueError::new_err(format!(
+                    "subprotocols: {name:?} is not a token, or is there twice"
+                )));
+            }
+        }
+        if host.is_empty() || http::uri::PathAndQuery::try_from(path.as_str()).is_err() {
+            return Err(PyValueError::new_err(format!("{url:?} is not a WebSocket URL")));
+        }
+        let settings = convert::settings(options)?;
+        let target = Target { url, host, port, authority, path, headers, protocols };
+        let mut state = self.state.lock();
+        if matches!(*state, State::Connecting(_) | State::Open(_)) {
+            if let Some(endpoint) = self.current() {
+                check_process(&endpoint, "client")?;
+            }
+            return Err(PyRuntimeError::new_err(
+                "the client is connected or connecting: close() it, and connect again after on_close",
+            ));
+        }
+        // First the old endpoint: its end makes the descriptor unreadable, which the new one may use.
+        if let Some(old) = self.endpoint.lock().take() {
+            if old.is_of_this_process() {
+                old.discard();
+            } else {
+                std::mem::forget(old);
+            }
+        }
+        let wake = self.wake.lock().clone();
+        let endpoint = Endpoint::new(settings, wake)?;
+        *self.endpoint.lock() = Some(Arc::clone(&endpoint));
+        *state = State::Connecting(engine::connect(&endpoint, target));
+        drop(state);
+        self.set_error(None);
+        Ok(())
+    }
+
+    /// Runs the callbacks of everything that has happened since the last tick.
+    ///
+    /// timeout: seconds to wait if nothing has happened yet; 0 (the default) does not wait, None waits without end.
+    /// Ctrl-C ends the wait with KeyboardInterrupt. A client that is neither connected nor connecting does not wait.
+    ///
+    /// Returns the number of events. Exceptions of callbacks are logged and passed to `on_error`; KeyboardInterrupt
+    /// and SystemExit leave the tick, and what was not yet run is run by the next. Raises RuntimeError inside a
+    /// callback of the same client, while another thread is inside `tick()`, and in a child process.
+    ///
+    /// All callbacks run here, on the calling thread. What they send leaves when the tick ends.
+    #[pyo3(signature = (timeout=Some(0.0)))]
+    fn tick(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<usize> {
+        let py = slf.py();
+        let this = slf.get();
+        let _turn = this.ticker.enter(py, "tick()")?;
+        let Some(endpoint) = this.current() else { return Ok(0) };
+        check_process(&endpoint, "client")?;
+        if timeout != Some(0.0) && !this.ticker.is_ready(&endpoint) {
+            let deadline = convert::deadline(timeout)?;
+            let over = || matches!(*this.state.lock(), State::Closed { .. } | State::New);
+            this.ticker.wait(py, &endpoint, deadline, over)?;
+        }
+        if !this.ticker.is_ready(&endpoint) {
+            return Ok(0);
+        }
+        let _cork = Cork::new();
+        this.ticker.run(&endpoint, |event, arena| Self::dispatch(slf, &endpoint, event, arena))
+    }
+
+    /// A descriptor that is readable while events are pending, for select, poll and the loops built on them.
+    ///
+    /// The same for the life of the object. Any thread; never blocks.
+    fn fileno(&self) -> PyResult<i64> {
+        let mut wake = self.wake.lock();
+        let made = match (&*wake, self.current()) {
+            (Some(wake), _) => Arc::clone(wake),
+            (None, Some(endpoint)) => endpoint.inbox.export(self.ticker.has_leftover())?,
+            (None, None) => Arc::new(Wake::new()?),
+        };
+        let raw = made.raw();
+        *wake = Some(made);
+        Ok(raw)
+    }
+
+    /// Queues a message to the server and returns at once; arguments, result and errors as in
+    /// `WebSocketChannel.send`. Returns False before `on_open` and after the end.
+    ///
+    /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
+    #[pyo3(signature = (msg, opcode=None, fin=true))]
+    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<u8>, fin: bool) -> PyResult<bool> {
+        let conn = match &*self.state.lock() {
+            State::Open(conn) => Arc::clone(conn),
+            _ => return Ok(false),
+        };
+        channel::send(&conn, msg, opcode, fin)
+    }
+
+    /// Begins the closing handshake behind everything that was sent, or gives up connecting.
+    ///
+    /// code: 1000-1003, 1007-1014 or 3000-4999. reason: at most 123 bytes of UTF-8. `is_connected` is False from here
+    /// on, and `on_close` follows on a later tick. Closing again does nothing. Raises ValueError for a code or reason
+    /// that must not be sent.
+    ///
+    /// Any thread; never blocks.
+    #[pyo3(signature = (code=1000, reason=""))]
+    fn close(&self, code: u16, reason: &str) -> PyResult<()> {
+        channel::check_close(code, reason)?;
+        match &*self.state.lock() {
+            State::Connecting(attempt) => attempt.cancel(),
+            State::Open(conn) => {
+                conn.close(Some(code), reason);
+            }
+            State::New | State::Closed { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Whether `send` would queue a message.
+    #[getter]
+    fn is_connected(&self) -> bool {
+        matches!(&*self.state.lock(), State::Open(conn) if conn.is_open())
+    }
+
+    /// Whether `connect` was called and neither `on_open` nor `on_close` has run.
+    #[getter]
+    fn is_connecting(&self) -> bool {
+        matches!(&*self.state.lock(), State::Connecting(_))
+    }
+
+    /// How the connection ended: the code of the peer's close frame (1005: it had none); without a close frame the
+    /// code that this side failed the connection with, else 1006. None before `on_close`.
+    #[getter]
+    fn close_code(&self) -> Option<u16> {
+        match &*self.state.lock() {
+            State::Closed { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// The reason that goes with `close_code`, often empty. None before `on_close`.
+    #[getter]
+    fn close_reason(&self) -> Option<String> {
+        match &*self.state.lock() {
+            State::Closed { reason, .. } => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
+    /// Why the last `connect` failed: a ConnectError, or None.
+    #[getter]
+    fn error(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.error.lock().as_ref().map(|error| error.clone_ref(py))
+    }
+
+    /// The headers of the server's handshake response, as `Headers`; None before `on_open`.
+    #[getter]
+    fn headers(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        self.connection().map(|conn| headers_object(py, &conn.handshake.headers)).transpose()
+    }
+
+    /// The subprotocol that the server chose, or None.
+    #[getter]
+    fn subprotocol(&self) -> Option<String> {
+        self.connection().and_then(|conn| conn.handshake.subprotocol.clone())
+    }
+
+    /// The server's address: (host, port); None before `on_open`.
+    #[getter]
+    fn remote_address<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let remote = self.connection().and_then(|conn| conn.handshake.remote);
+        remote.map(|remote| address_object(py, remote)).transpose()
+    }
+
+    /// Bytes queued and not yet handed to the system.
+    #[getter]
+    fn buffered_amount(&self) -> usize {
+        self.connection().map_or(0, |conn| conn.buffered_amount())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Locked elsewhere means in use, so alive: nothing to find here this time.
+        if let Some(error) = self.error.try_lock() {
+            visit.call(&*error)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        self.set_error(None);
+    }
+}
+
+impl Drop for WebSocketClient {
+    fn drop(&mut self) {
+        let Some(endpoint) = self.endpoint.lock().take() else { return };
+        if endpoint.is_of_this_process() {
+            endpoint.discard();
+            return;
+        }
+        // After fork() their locks may be held by threads that are not here.
+        std::mem::forget(endpoint);
+        std::mem::forget(std::mem::replace(&mut *self.state.lock(), State::New));
+    }
+}

@@ -1,0 +1,133 @@
+//! Messages, timeouts and settings from and to Python.
+
+use pyhv_engine::settings::Settings;
+use pyhv_engine::wire::{self, MessageKind, Opcode};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyString};
+use std::time::{Duration, Instant};
+
+/// Longest time a setting or timeout may have; beyond it the clock's arithmetic would overflow.
+const MAX_SECONDS: f64 = 1e9;
+
+/// Calls `f` with the bytes of a message and the kind its type suggests. `str` and `bytes` are not copied.
+pub(crate) fn with_payload<R>(
+    msg: &Bound<'_, PyAny>,
+    f: impl FnOnce(MessageKind, &[u8]) -> PyResult<R>,
+) -> PyResult<R> {
+    if let Ok(text) = msg.cast::<PyString>() {
+        return f(MessageKind::Text, text.to_str()?.as_bytes());
+    }
+    if let Ok(bytes) = msg.cast::<PyBytes>() {
+        return f(MessageKind::Binary, bytes.as_bytes());
+    }
+    if let Ok(array) = msg.cast::<PyByteArray>() {
+        // Copied: the program may change it while the frame is made.
+        return f(MessageKind::Binary, &array.to_vec());
+    }
+    if let Ok(buffer) = PyBuffer::<u8>::get(msg) {
+        return f(MessageKind::Binary, &buffer.to_vec(msg.py())?);
+    }
+    // Any other item type, an array of floats say: its bytes as they lie in memory.
+    match PyMemoryView::from(msg) {
+        Ok(view) => {
+            let bytes = view.call_method0("tobytes")?;
+            f(MessageKind::Binary, bytes.cast::<PyBytes>()?.as_bytes())
+        }
+        Err(_) => {
+            let name = msg.get_type().fully_qualified_name()?;
+            Err(PyTypeError::new_err(format!("a message is str or bytes-like, not {name}")))
+        }
+    }
+}
+
+/// The opcode argument of `send`.
+pub(crate) fn opcode(opcode: Option<u8>) -> PyResult<Option<Opcode>> {
+    opcode
+        .map(|number| {
+            Opcode::try_from(number).map_err(|_| {
+                PyValueError::new_err(format!("opcode={number} is none of RFC 6455's: use a member of WsOpcode"))
+            })
+        })
+        .transpose()
+}
+
+/// A control frame's payload fits (RFC 6455 section 5.5); a text frame's is UTF-8 (section 5.6).
+pub(crate) fn check_payload(opcode: Option<Opcode>, text: bool, kind: MessageKind, payload: &[u8]) -> PyResult<()> {
+    if opcode.is_some_and(Opcode::is_control) && payload.len() > wire::MAX_CONTROL_PAYLOAD {
+        return Err(PyValueError::new_err(format!(
+            "a ping or pong carries at most {} bytes, not {}",
+            wire::MAX_CONTROL_PAYLOAD,
+            payload.len()
+        )));
+    }
+    if text && kind == MessageKind::Binary && std::str::from_utf8(payload).is_err() {
+        return Err(PyValueError::new_err("a text message has to be UTF-8, and these bytes are not"));
+    }
+    Ok(())
+}
+
+/// A message as Python sees it: `str` for text, `bytes` for binary.
+pub(crate) fn message<'py>(py: Python<'py>, kind: MessageKind, payload: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match kind {
+        MessageKind::Text => PyString::from_bytes(py, payload)?.into_any(),
+        MessageKind::Binary => PyBytes::new(py, payload).into_any(),
+    })
+}
+
+/// Bytes of a header as Python sees them: each byte is one character (RFC 9110 section 5.5 calls them opaque).
+pub(crate) fn latin1(bytes: &[u8]) -> String {
+    bytes.iter().map(|&b| char::from(b)).collect()
+}
+
+/// A number of seconds that is an argument called `name`.
+pub(crate) fn seconds(name: &str, value: f64) -> PyResult<Duration> {
+    if !(0.0..=MAX_SECONDS).contains(&value) {
+        return Err(PyValueError::new_err(format!("{name}={value} is not a number of seconds from 0 to {MAX_SECONDS:e}")));
+    }
+    Ok(Duration::from_secs_f64(value))
+}
+
+/// `tick`'s timeout: `None` for no end, else the moment it is over.
+pub(crate) fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
+    timeout.map(|t| Ok(Instant::now() + seconds("timeout", t)?)).transpose()
+}
+
+/// Settings by name; those absent keep their defaults.
+pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
+    let mut settings = Settings::default();
+    for (name, value) in options {
+        let name: String = name.extract()?;
+        match name.as_str() {
+            "max_message_size" => settings.max_message_size = size(&name, &value, 1)?,
+            "max_buffered" => settings.max_buffered = size(&name, &value, 1)?,
+            "max_pending_bytes" => settings.max_pending_bytes = size(&name, &value, 1)?,
+            "max_channel_pending_bytes" => settings.max_channel_pending_bytes = size(&name, &value, 1)?,
+            // hyper reads into a buffer of at least this size.
+            "max_header_size" => settings.max_header_size = size(&name, &value, 8192)?,
+            "max_body_size" => settings.max_body_size = size(&name, &value, 0)?,
+            "header_timeout" => settings.header_timeout = time(&name, &value)?,
+            "body_timeout" => settings.body_timeout = time(&name, &value)?,
+            "close_timeout" => settings.close_timeout = time(&name, &value)?,
+            "open_timeout" => settings.open_timeout = time(&name, &value)?,
+            _ => return Err(PyTypeError::new_err(format!("there is no setting {name}"))),
+        }
+    }
+    Ok(settings)
+}
+
+fn size(name: &str, value: &Bound<'_, PyAny>, least: usize) -> PyResult<usize> {
+    let most = usize::try_from(i64::MAX).unwrap_or(usize::MAX);
+    match value.extract::<usize>() {
+        Ok(n) if (least..=most).contains(&n) => Ok(n),
+        _ => Err(PyValueError::new_err(format!("{name}={value} is not a number of bytes of at least {least}"))),
+    }
+}
+
+fn time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+    let number = value.extract::<f64>().map_err(|_| {
+        PyTypeError::new_err(format!("{name}={value} is not a number of seconds"))
+    })?;
+    seconds(name, number)
+}

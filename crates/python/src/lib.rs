@@ -1,0 +1,59 @@
+//! The bridge of pyHV: the extension module `pyhv._native`, and the only crate that knows Python.
+//!
+//! Native threads never attach to the interpreter and hold no Python object: everything here runs on threads that
+//! Python made. Locks of this crate are held for a few instructions, never while Python code runs.
+//!
+//! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
+//!   the base of `HvWebSocketClient`; [`request`]: `HttpRequest`;
+//! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
+//! * [`convert`]: messages, timeouts and settings from and to Python.
+
+mod channel;
+mod client;
+mod convert;
+mod request;
+mod server;
+mod ticker;
+
+use pyo3::prelude::*;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+
+/// Sets how many native I/O threads serve the process; see `pyhv.set_io_threads`.
+#[pyfunction]
+fn set_io_threads(count: usize) -> PyResult<()> {
+    if !(1..=64).contains(&count) {
+        return Err(PyValueError::new_err(format!("io_threads={count} is not between 1 and 64")));
+    }
+    pyhv_engine::runtime::set_io_threads(count).map_err(|running| {
+        PyRuntimeError::new_err(format!(
+            "the I/O threads run already ({running} of them): call set_io_threads({count}) before the first start() \
+             or connect()"
+        ))
+    })
+}
+
+/// The number of native I/O threads.
+#[pyfunction]
+fn io_threads() -> usize {
+    pyhv_engine::runtime::io_threads()
+}
+
+/// Registered with `os.register_at_fork`.
+#[pyfunction]
+fn _after_fork_in_child() {
+    pyhv_engine::runtime::after_fork_in_child();
+}
+
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::channel::WebSocketChannel;
+    #[pymodule_export]
+    use super::client::WebSocketClient;
+    #[pymodule_export]
+    use super::request::HttpRequest;
+    #[pymodule_export]
+    use super::server::Server;
+    #[pymodule_export]
+    use super::{_after_fork_in_child, io_threads, set_io_threads};
+}

@@ -1,0 +1,436 @@
+//! `Server`: the native base of `HvWebServer`.
+
+use crate::channel::WebSocketChannel;
+use crate::convert;
+use crate::request::HttpRequest;
+use crate::ticker::{self, Owner, Ticker, callback_failed, check_process, fault};
+use parking_lot::{Condvar, Mutex};
+use pyhv_engine::down::Cork;
+use pyhv_engine::endpoint::{Endpoint, Side};
+use pyhv_engine::inbox::Event;
+use pyhv_engine::router::Router;
+use pyhv_engine::server as engine;
+use pyhv_engine::wake::Wake;
+use pyhv_engine::wire::{MessageKind, Opcode};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::gc::{PyTraverseError, PyVisit};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// RFC 6455 section 7.4.1: an endpoint is "going away", such as a server going down.
+const GOING_AWAY: u16 = 1001;
+/// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
+const INTERNAL_ERROR: u16 = 1011;
+/// How long an abort may take on the I/O thread before `stop` returns without it.
+const ABORT_GRACE: Duration = Duration::from_secs(1);
+
+/// The native base of HvWebServer.
+#[pyclass(frozen, subclass, weakref, module = "pyhv._native")]
+pub(crate) struct Server {
+    ticker: Ticker,
+    /// Guards the running server while it is looked up or replaced.
+    run: Mutex<Option<Arc<engine::Server>>>,
+    /// Guards the routes while one is added.
+    router: Mutex<Router>,
+    /// By number. Guards the list while it is read or changed; no Python code runs under it.
+    channels: Mutex<Vec<Option<Py<WebSocketChannel>>>>,
+    /// The descriptor, once handed out, outlives a run.
+    wake: Mutex<Option<Arc<Wake>>>,
+    /// A stop that the ticking thread is to make at the end of its tick, and its timeout.
+    stop_timeout: Mutex<Option<f64>>,
+    stop_requested: AtomicBool,
+    /// Told when a run has ended.
+    stopped: Condvar,
+    started_once: AtomicBool,
+}
+
+impl Server {
+    fn running(&self) -> Option<Arc<engine::Server>> {
+        self.run.lock().clone()
+    }
+
+    fn channel(&self, py: Python<'_>, number: u32) -> Option<Py<WebSocketChannel>> {
+        let channels = self.channels.lock();
+        channels.get(number as usize)?.as_ref().map(|channel| channel.clone_ref(py))
+    }
+
+    /// Runs one event. Errors that a tick survives do not come out.
+    fn dispatch(slf: &Bound<'_, Self>, endpoint: &Endpoint, event: Event, arena: &[u8]) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        match event {
+            Event::Message { channel, kind, start, len } => {
+                this.message(slf, channel, kind, &arena[start..start + len])
+            }
+            Event::LargeMessage { channel, kind, data } => this.message(slf, channel, kind, &data),
+            Event::Open(conn) => {
+                let number = conn.channel() as usize;
+                let channel = Py::new(py, WebSocketChannel::new(Arc::clone(&conn)))?;
+                let mut channels = this.channels.lock();
+                if channels.len() <= number {
+                    channels.resize_with(number + 1, || None);
+                }
+                channels[number] = Some(channel.clone_ref(py));
+                drop(channels);
+                conn.delivered_open();
+                let url = &conn.handshake.url;
+                if let Err(error) = slf.call_method1(intern!(py, "on_ws_open"), (channel, url)) {
+                    conn.close(Some(INTERNAL_ERROR), "internal error");
+                    callback_failed(slf, "on_ws_open", error)?;
+                }
+                Ok(())
+            }
+            Event::Close { channel: number } => {
+                let channel = this.channels.lock().get_mut(number as usize).and_then(Option::take);
+                endpoint.release(number, Side::Program);
+                let Some(channel) = channel else { return Ok(()) };
+                let inner = channel.get();
+                inner.conn.delivered_close();
+                inner.end();
+                if let Err(error) = slf.call_method1(intern!(py, "on_ws_close"), (channel,)) {
+                    callback_failed(slf, "on_ws_close", error)?;
+                }
+                Ok(())
+            }
+            Event::Request(request) => {
+                let request = Py::new(py, HttpRequest::new(*request))?;
+                let route = request.get().route();
+                if let Err(error) = slf.call_method1(intern!(py, "_on_request"), (route, &request)) {
+                    // Explicitly: the traceback keeps the request object alive.
+                    request.get().fail();
+                    let name = format!("the handler of {}", request.get().describe());
+                    callback_failed(slf, &name, error)?;
+                }
+                Ok(())
+            }
+            Event::Log(level, text) => ticker::log(slf, level, &text),
+            Event::Fault(text) => Err(fault(&text)),
+            Event::ConnectFailed(_) | Event::Taken => Ok(()),
+        }
+    }
+
+    fn message(&self, slf: &Bound<'_, Self>, channel: u32, kind: MessageKind, payload: &[u8]) -> PyResult<()> {
+        let py = slf.py();
+        let Some(channel) = self.channel(py, channel) else { return Ok(()) };
+        let conn = &channel.get().conn;
+        if conn.is_closed_by_program() {
+            return Ok(());
+        }
+        let message = convert::message(py, kind, payload)?;
+        if let Err(error) = slf.call_method1(intern!(py, "on_ws_message"), (&channel, message)) {
+            conn.close(Some(INTERNAL_ERROR), "internal error");
+            callback_failed(slf, "on_ws_message", error)?;
+        }
+        Ok(())
+    }
+
+    fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>) -> PyResult<usize> {
+        let _cork = Cork::new();
+        slf.get().ticker.run(endpoint, |event, arena| Self::dispatch(slf, endpoint, event, arena))
+    }
+
+    /// The graceful stop, with the turn held.
+    fn stop_now(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<()> {
+        let this = slf.get();
+        let Some(server) = this.running() else { return Ok(()) };
+        let endpoint = &server.endpoint;
+        let mut deadline = Instant::now() + convert::seconds("timeout", timeout)?;
+        let mut aborted = timeout == 0.0;
+        let mut interrupted = None;
+        if aborted {
+            deadline += ABORT_GRACE;
+            endpoint.abort();
+        } else {
+            endpoint.stop(GOING_AWAY);
+        }
+        loop {
+            let step = Self::run_pending(slf, endpoint).and_then(|_| {
+                if endpoint.is_idle() && !this.ticker.is_ready(endpoint) {
+                    return Ok(true);
+                }
+                this.ticker.wait(slf.py(), endpoint, Some(deadline), || endpoint.is_idle())?;
+                Ok(false)
+            });
+            match step {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => {
+                    // Ctrl-C while stopping: no more waiting, but the close callbacks still run, then it goes on up.
+                    interrupted.get_or_insert(error);
+                    deadline = deadline.min(Instant::now());
+                }
+            }
+            if Instant::now() >= deadline {
+                if aborted && !this.ticker.is_ready(endpoint) {
+                    break;
+                }
+                if !aborted {
+                    aborted = true;
+                    deadline = Instant::now() + ABORT_GRACE;
+                    endpoint.abort();
+                }
+            }
+        }
+        endpoint.inbox.close();
+        this.ticker.reset();
+        let left = std::mem::take(&mut *this.channels.lock());
+        *this.run.lock() = None;
+        this.stopped.notify_all();
+        drop(left);
+        interrupted.map_or(Ok(()), Err)
+    }
+
+    fn take_stop_request(&self) -> Option<f64> {
+        if !self.stop_requested.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        self.stop_timeout.lock().take()
+    }
+}
+
+#[pymethods]
+impl Server {
+    /// Made here, so that a subclass need not call `super().__init__()`.
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            ticker: Ticker::default(),
+            run: Mutex::new(None),
+            router: Mutex::new(Router::default()),
+            channels: Mutex::new(Vec::new()),
+            wake: Mutex::new(None),
+            stop_timeout: Mutex::new(None),
+            stop_requested: AtomicBool::new(false),
+            stopped: Condvar::new(),
+            started_once: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes whatever the program's own `__init__` takes.
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn __init__(&self, _args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) {}
+
+    /// Listens; returns the port.
+    fn _start(&self, py: Python<'_>, host: &str, port: i64, options: &Bound<'_, PyDict>) -> PyResult<u16> {
+        let number = u16::try_from(port)
+            .map_err(|_| PyValueError::new_err(format!("port={port} is not between 0 and 65535")))?;
+        if let Some(server) = self.running() {
+            check_process(&server.endpoint, "server")?;
+            let address = server.addresses[0];
+            return Err(PyRuntimeError::new_err(format!("the server runs already, on {address}: stop() it first")));
+        }
+        let settings = convert::settings(options)?;
+        let wake = self.wake.lock().clone();
+        let router = self.router.lock().clone();
+        let started = py.detach(|| {
+            let endpoint = Endpoint::new(settings, wake)?;
+            engine::Server::start(endpoint, router, host, number)
+        });
+        let server = started.map_err(|error| listen_error(host, port, &error))?;
+        let port = server.addresses[0].port();
+        self.stop_requested.store(false, Ordering::Relaxed);
+        self.started_once.store(true, Ordering::Relaxed);
+        *self.run.lock() = Some(Arc::new(server));
+        Ok(port)
+    }
+
+    /// Adds a route. method: None for any.
+    fn _add_route(&self, method: Option<&str>, pattern: &str, number: usize) -> PyResult<()> {
+        let mut router = self.router.lock();
+        router.add(method, pattern, number).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let router = router.clone();
+        if let Some(server) = self.running() {
+            server.set_routes(router);
+        }
+        Ok(())
+    }
+
+    /// Runs the callbacks of everything that has happened since the last tick, then `on_tick`.
+    ///
+    /// timeout: seconds to wait if nothing has happened yet; 0 (the default) does not wait, None waits without end.
+    /// Ctrl-C ends the wait with KeyboardInterrupt.
+    ///
+    /// Returns the number of events. Exceptions of callbacks are logged and passed to `on_error`;
+    /// KeyboardInterrupt and SystemExit leave the tick, and what was not yet run is run by the next. Raises
+    /// RuntimeError inside a callback of the same server, while another thread is inside `tick()`, before `start()`,
+    /// and in a child process. After `stop()` it returns 0 at once.
+    ///
+    /// All callbacks run here, on the calling thread. What they send leaves when the tick ends.
+    #[pyo3(signature = (timeout=Some(0.0)))]
+    fn tick(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<usize> {
+        let py = slf.py();
+        let this = slf.get();
+        let turn = this.ticker.enter(py, "tick()")?;
+        let Some(server) = this.running() else {
+            if this.started_once.load(Ordering::Relaxed) {
+                return Ok(0);
+            }
+            return Err(PyRuntimeError::new_err("tick() before start(): the server does not run"));
+        };
+        let endpoint = &server.endpoint;
+        check_process(endpoint, "server")?;
+        if timeout != Some(0.0) && !this.ticker.is_ready(endpoint) {
+            let deadline = convert::deadline(timeout)?;
+            let stop = || this.stop_requested.load(Ordering::Relaxed);
+            this.ticker.wait(py, endpoint, deadline, stop)?;
+        }
+        let ran = {
+            let _cork = Cork::new();
+            let ran = if this.ticker.is_ready(endpoint) { Self::run_pending(slf, endpoint)? } else { 0 };
+            if let Err(error) = slf.call_method0(intern!(py, "on_tick")) {
+                callback_failed(slf, "on_tick", error)?;
+            }
+            ran
+        };
+        if let Some(timeout) = this.take_stop_request() {
+            Self::stop_now(slf, timeout)?;
+        }
+        drop(turn);
+        Ok(ran)
+    }
+
+    /// Stops gracefully: accepts nothing more, closes every channel with 1001 behind what was sent, runs the last
+    /// callbacks, `on_ws_close` of every channel among them, and returns when all is done.
+    ///
+    /// timeout: seconds after which connections that have not finished are dropped; 0 drops them at once.
+    ///
+    /// Runs callbacks on the calling thread and blocks up to the timeout. Called inside a callback it takes effect
+    /// when the tick ends; called while another thread is inside `tick()`, that thread stops the server at the end
+    /// of its tick, and this call waits for it. Does nothing when the server does not run.
+    #[pyo3(signature = (timeout=5.0))]
+    fn stop(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<()> {
+        let py = slf.py();
+        let this = slf.get();
+        let limit = convert::seconds("timeout", timeout)?;
+        let Some(server) = this.running() else { return Ok(()) };
+        check_process(&server.endpoint, "server")?;
+        match this.ticker.owner(py)? {
+            Owner::Nobody => {}
+            owner => {
+                *this.stop_timeout.lock() = Some(timeout);
+                this.stop_requested.store(true, Ordering::Relaxed);
+                if matches!(owner, Owner::Another) {
+                    server.endpoint.inbox.nudge();
+                    let deadline = Instant::now() + limit + ABORT_GRACE;
+                    py.detach(|| {
+                        let mut run = this.run.lock();
+                        while run.as_ref().is_some_and(|r| Arc::ptr_eq(r, &server)) {
+                            if this.stopped.wait_until(&mut run, deadline).timed_out() {
+                                break;
+                            }
+                        }
+                    });
+                }
+                return Ok(());
+            }
+        }
+        let _turn = this.ticker.enter(py, "stop()")?;
+        this.take_stop_request();
+        Self::stop_now(slf, timeout)
+    }
+
+    /// A descriptor that is readable while events are pending, for select, poll and the loops built on them.
+    ///
+    /// The same for the life of the object. Any thread; never blocks.
+    fn fileno(&self) -> PyResult<i64> {
+        let mut wake = self.wake.lock();
+        let made = match (&*wake, self.running()) {
+            (Some(wake), _) => Arc::clone(wake),
+            (None, Some(server)) => server.endpoint.inbox.export(self.ticker.has_leftover())?,
+            (None, None) => Arc::new(Wake::new()?),
+        };
+        let raw = made.raw();
+        *wake = Some(made);
+        Ok(raw)
+    }
+
+    /// Sends a message to every open channel.
+    ///
+    /// msg: str is sent as a text message, bytes-like as a binary one. exclude: a channel that does not get it. Channels
+    /// whose `on_ws_open` has not run yet do not get it either. Raises TypeError for another type of message.
+    ///
+    /// The message is encoded once and fanned out by the native thread: the cost to the caller does not depend on the
+    /// number of channels. Any thread; never blocks.
+    #[pyo3(signature = (msg, exclude=None))]
+    fn broadcast(&self, msg: &Bound<'_, PyAny>, exclude: Option<&Bound<'_, WebSocketChannel>>) -> PyResult<()> {
+        convert::with_payload(msg, |kind, payload| {
+            let Some(server) = self.running() else { return Ok(()) };
+            let opcode = match kind {
+                MessageKind::Text => Opcode::Text,
+                MessageKind::Binary => Opcode::Binary,
+            };
+            let excluded = exclude.map(|channel| &channel.get().conn);
+            // A channel of another server or of an earlier run has a number that means somebody else here.
+            let excluded = excluded.filter(|conn| Arc::ptr_eq(conn.endpoint(), &server.endpoint));
+            server.endpoint.broadcast(opcode, payload, excluded.map(|conn| conn.channel()));
+            Ok(())
+        })
+    }
+
+    /// The channels between their `on_ws_open` and their `on_ws_close`, as a new list. Any thread.
+    #[getter]
+    fn channels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let channels: Vec<_> = self.channels.lock().iter().flatten().map(|c| c.clone_ref(py)).collect();
+        PyList::new(py, channels)
+    }
+
+    /// Whether the server listens.
+    #[getter]
+    fn is_running(&self) -> bool {
+        self.running().is_some_and(|server| server.endpoint.is_of_this_process())
+    }
+
+    /// The port it listens on; None when it does not.
+    #[getter]
+    fn port(&self) -> Option<u16> {
+        self.running().map(|server| server.addresses[0].port())
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Locked elsewhere means in use, so alive: nothing to find here this time.
+        if let Some(channels) = self.channels.try_lock() {
+            for channel in channels.iter().flatten() {
+                visit.call(channel)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let channels = std::mem::take(&mut *self.channels.lock());
+        drop(channels);
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(server) = self.run.lock().take() {
+            if server.endpoint.is_of_this_process() {
+                server.endpoint.discard();
+            } else {
+                // After fork() its locks may be held by threads that are not here.
+                std::mem::forget(server);
+            }
+        }
+    }
+}
+
+fn listen_error(host: &str, port: i64, error: &io::Error) -> PyErr {
+    let text = format!("cannot listen on {host}:{port}: {}", reason(error));
+    match error.raw_os_error() {
+        Some(errno) => PyOSError::new_err((errno, text)),
+        None => PyOSError::new_err(text),
+    }
+}
+
+/// An error's text without Rust's "(os error N)".
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error ").next().unwrap_or(&text).to_owned()
+}

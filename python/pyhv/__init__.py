@@ -1,0 +1,51 @@
+"""pyHV: HTTP and WebSocket, server and client, for programs that own their main loop.
+
+Native threads do the I/O without the GIL; the program calls `tick()`, and every callback runs there, on its own
+thread. Start with `HvWebServer` and `HvWebSocketClient`.
+"""
+
+from __future__ import annotations
+
+import os as _os
+from importlib.metadata import version as _version
+
+from pyhv import _native
+from pyhv._native import HttpRequest, WebSocketChannel, io_threads, set_io_threads
+from pyhv.client import HvWebSocketClient
+from pyhv.errors import (
+    ConnectError,
+    ConnectionRefused,
+    ConnectTimeout,
+    HandshakeError,
+    NameResolutionError,
+    PyHVError,
+)
+from pyhv.http import Headers, HttpResponse, QueryParams
+from pyhv.opcode import WsOpcode
+from pyhv.server import Handler, HvWebServer
+
+__all__ = [
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionRefused",
+    "Handler",
+    "HandshakeError",
+    "Headers",
+    "HttpRequest",
+    "HttpResponse",
+    "HvWebServer",
+    "HvWebSocketClient",
+    "NameResolutionError",
+    "PyHVError",
+    "QueryParams",
+    "WebSocketChannel",
+    "WsOpcode",
+    "__version__",
+    "io_threads",
+    "set_io_threads",
+]
+
+__version__ = _version("pyhv")
+
+if hasattr(_os, "register_at_fork"):
+    _os.register_at_fork(after_in_child=_native._after_fork_in_child)

@@ -1,0 +1,212 @@
+"""The WebSocket client: every callback on the thread that ticks."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
+
+from pyhv import _native
+from pyhv.opcode import WsOpcode
+
+__all__ = ["HvWebSocketClient"]
+
+_C = TypeVar("_C", bound="HvWebSocketClient")
+
+_log = logging.getLogger("pyhv.client")
+
+#: Set by the opening handshake itself: a program that sends its own would break it.
+_RESERVED = {
+    "connection",
+    "host",
+    "sec-websocket-accept",
+    "sec-websocket-extensions",
+    "sec-websocket-key",
+    "sec-websocket-protocol",
+    "sec-websocket-version",
+    "upgrade",
+}
+
+
+class HvWebSocketClient(_native.WebSocketClient):
+    """A WebSocket client for a program that owns its main loop.
+
+    Subclass it and override what you need::
+
+        class Chat(HvWebSocketClient):
+            def on_open(self):
+                self.send("hello")
+
+            def on_message(self, msg):
+                print(msg)
+
+        client = Chat()
+        client.connect("ws://127.0.0.1:9090/chat")
+        while playing:
+            client.tick()
+            ...
+        client.close()
+
+    A native thread does the I/O without the GIL; `tick()` runs the callbacks on the calling thread. A client can
+    connect again after `on_close`, or inside it.
+
+    A subclass may have an `__init__` of its own and need not call this one.
+    """
+
+    _close_timeout: float
+
+    def __new__(cls: type[_C], *args: Any, **kwargs: Any) -> _C:
+        self = super().__new__(cls, *args, **kwargs)
+        self._close_timeout = 5.0
+        return self
+
+    # What a program overrides. All of it runs inside tick(), on that thread.
+
+    def on_open(self) -> None:
+        """The connection is open."""
+
+    def on_close(self) -> None:
+        """The connection has ended, or there was none; `close_code`, `close_reason` and `error` tell more."""
+
+    def on_message(self, msg: str | bytes) -> None:
+        """A message arrived: str if it was sent as text, bytes if binary. Fragments have been put together."""
+
+    def on_message_frame(self, msg: str | bytes, opcode: WsOpcode) -> None:
+        """A message arrived, with its opcode, `WsOpcode.TEXT` or `WsOpcode.BINARY`. Calls `on_message`."""
+        self.on_message(msg)
+
+    def on_error(self, exc: Exception) -> None:
+        """`connect` failed with `exc`, a `ConnectError`, and `on_close` follows; or a callback raised `exc`, which
+        has been logged, and the connection is being closed with 1011."""
+
+    def connect(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        subprotocols: Iterable[str] = (),
+        max_message_size: int = 16 << 20,
+        max_buffered: int = 16 << 20,
+        max_pending_bytes: int = 64 << 20,
+        max_header_size: int = 16 << 10,
+        open_timeout: float = 10.0,
+        close_timeout: float = 5.0,
+    ) -> None:
+        """Begins to connect, and returns at once; `on_open`, or `on_error` and `on_close`, follow on a later tick.
+
+        Sizes are in bytes, times in seconds.
+
+        :param url: `ws://host[:port]/path?query`; a user and password in it are sent as basic authentication.
+        :param headers: further headers of the handshake request.
+        :param subprotocols: names to offer, the preferred first; `subprotocol` tells the server's choice.
+        :param max_message_size: a larger message ends the connection with 1009.
+        :param max_buffered: when more than this waits to be sent the connection is closed with 1008.
+        :param max_pending_bytes: when messages of this much wait for a tick, reading pauses until the next.
+        :param max_header_size: largest head of the server's handshake response; at least 8192.
+        :param open_timeout: time for resolving, connecting and the opening handshake together.
+        :param close_timeout: time for the closing handshake.
+
+        Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
+        connecting. Any thread; never blocks.
+        """
+        host, port, authority, path, user = _split(url)
+        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+        for name, _ in pairs:
+            if name.lower() in _RESERVED:
+                raise ValueError(f"headers: {name} is set by the WebSocket handshake itself")
+        if user is not None and not any(name.lower() == "authorization" for name, _ in pairs):
+            pairs.append(("Authorization", user))
+        if isinstance(subprotocols, str):
+            raise ValueError(f"subprotocols={subprotocols!r} is one str: give a list of names")
+        settings = {
+            "max_message_size": max_message_size,
+            "max_buffered": max_buffered,
+            "max_pending_bytes": max_pending_bytes,
+            # One connection: what one channel may have pending is what all may.
+            "max_channel_pending_bytes": max_pending_bytes,
+            "max_header_size": max_header_size,
+            "open_timeout": open_timeout,
+            "close_timeout": close_timeout,
+        }
+        self._connect(url, host, port, authority, path, pairs, list(subprotocols), settings)
+        self._close_timeout = close_timeout
+
+    def __enter__(self: _C) -> _C:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes the connection and ticks until it has ended, `close_timeout` at most."""
+        self.close()
+        # The native side gives up at close_timeout: a little more, to hear of it.
+        end = time.monotonic() + self._close_timeout + 1.0
+        while (self.is_connecting or self.close_code is None) and time.monotonic() < end:
+            if self.tick(max(0.0, end - time.monotonic())) == 0 and not self._is_active():
+                break
+
+    def _is_active(self) -> bool:
+        """Whether an end is still to come."""
+        return self.is_connecting or self.close_code is None and self.remote_address is not None
+
+    # Called by the native tick
+
+    def _callback_failed(self, callback: str, exc: Exception) -> None:
+        _log.error("%s of %s raised", callback, type(self).__name__, exc_info=exc)
+        if callback == "on_error":
+            return
+        try:
+            self.on_error(exc)
+        except Exception:
+            _log.exception("on_error of %s raised", type(self).__name__)
+
+    def _log(self, level: int, text: str) -> None:
+        _log.log(level, "%s", text)
+
+
+def _split(url: str) -> tuple[str, int, str, str, str | None]:
+    """Host, port, Host header, request target and Authorization header of a WebSocket URL (RFC 6455 section 3)."""
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is str, not {type(url).__name__}")
+
+    def bad(why: str) -> ValueError:
+        return ValueError(f"{url!r} is not a WebSocket URL: {why}")
+
+    if any(ord(c) <= 0x20 or ord(c) == 0x7F for c in url):
+        raise bad("it has spaces or control characters")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise bad(str(error)) from None
+    if parts.scheme == "wss":
+        raise bad("TLS (wss://) is not supported in this version")
+    if parts.scheme != "ws":
+        raise bad("it does not begin with ws://")
+    if not parts.hostname:
+        raise bad("it has no host")
+    if "#" in url:
+        raise bad("a fragment (#) must not be used, RFC 6455 section 3")
+    if port == 0:
+        raise bad("port 0 cannot be connected to")
+    host = parts.hostname
+    if not host.isascii():
+        try:
+            host = host.encode("idna").decode("ascii")
+        except UnicodeError as error:
+            raise bad(str(error)) from None
+    authority = f"[{host}]" if ":" in host else host
+    if port is not None and port != 80:
+        authority += f":{port}"
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+    if parts.query:
+        path += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+    user = None
+    if parts.username is not None:
+        credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        user = "Basic " + base64.b64encode(credentials.encode()).decode("ascii")
+    return host, port or 80, authority, path, user

@@ -1,0 +1,298 @@
+"""The server: HTTP and WebSocket on one port, every callback on the thread that ticks."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from pyhv import _native
+from pyhv._native import HttpRequest, WebSocketChannel
+from pyhv.http import HttpResponse
+
+__all__ = ["Handler", "HvWebServer"]
+
+#: An HTTP handler: fills in the response and returns its status, or returns a body (str, bytes, dict or list).
+Handler = Callable[[HttpRequest, HttpResponse], Any]
+
+_H = TypeVar("_H", bound=Handler)
+_S = TypeVar("_S", bound="HvWebServer")
+
+_log = logging.getLogger("pyhv.server")
+
+
+class HvWebServer(_native.Server):
+    """An HTTP and WebSocket server for a program that owns its main loop.
+
+    Subclass it and override what you need::
+
+        class Echo(HvWebServer):
+            def on_init(self):
+                self.get("/ping", lambda req, resp: resp.text("pong"))
+
+            def on_ws_message(self, channel, msg):
+                channel.send(msg)
+
+        server = Echo()
+        server.start(9090)
+        while playing:
+            server.tick()
+            ...
+        server.stop()
+
+    Native threads do the I/O without the GIL; `tick()` runs the callbacks on the calling thread, one after the
+    other, never one inside another. A main loop that stalls loses no connection.
+
+    A subclass may have an `__init__` of its own and need not call this one.
+    """
+
+    _handlers: list[Handler]
+    _initialized: bool
+
+    def __new__(cls: type[_S], *args: Any, **kwargs: Any) -> _S:
+        self = super().__new__(cls, *args, **kwargs)
+        self._handlers = []
+        self._initialized = False
+        return self
+
+    # What a program overrides. All of it runs inside tick() or stop(), on that thread; none of it may block long,
+    # because everybody waits meanwhile.
+
+    def on_init(self) -> None:
+        """Runs once, in the first `start()`, before anybody can connect: the place for routes."""
+
+    def on_tick(self) -> None:
+        """Runs in every `tick()`, after the callbacks of its events."""
+
+    def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
+        """A WebSocket is open. `url`: the path and query that the client asked for."""
+
+    def on_ws_message(self, channel: WebSocketChannel, msg: str | bytes) -> None:
+        """A message arrived: str if it was sent as text, bytes if binary. Fragments have been put together."""
+
+    def on_ws_close(self, channel: WebSocketChannel) -> None:
+        """A WebSocket has ended; `channel.close_code` and `channel.close_reason` tell how. Nothing follows."""
+
+    def on_error(self, exc: Exception) -> None:
+        """A callback raised `exc`, which has been logged with its traceback.
+
+        The WebSocket in whose callback it happened is being closed with 1011; an HTTP request has been answered
+        with 500.
+        """
+
+    # Life
+
+    def start(
+        self,
+        port: int,
+        host: str = "127.0.0.1",
+        *,
+        max_message_size: int = 16 << 20,
+        max_buffered: int = 16 << 20,
+        max_pending_bytes: int = 64 << 20,
+        max_channel_pending_bytes: int = 1 << 20,
+        max_header_size: int = 16 << 10,
+        max_body_size: int = 16 << 20,
+        header_timeout: float = 30.0,
+        body_timeout: float = 30.0,
+        close_timeout: float = 5.0,
+    ) -> None:
+        """Listens, and returns at once. Sizes are in bytes, times in seconds.
+
+        :param port: 0 lets the system choose one; `port` tells which.
+        :param host: a name or address; "0.0.0.0" is every IPv4 address of the machine.
+        :param max_message_size: a larger WebSocket message ends its channel with 1009.
+        :param max_buffered: a channel with more than this waiting to be sent is closed with 1008.
+        :param max_pending_bytes: when callbacks for this much wait for a tick, reading pauses until the next.
+        :param max_channel_pending_bytes: the same for one channel.
+        :param max_header_size: a larger request head is answered with 431; at least 8192.
+        :param max_body_size: a larger request body is answered with 413.
+        :param header_timeout: time for a request head to arrive, and between two requests of a connection.
+        :param body_timeout: time for a request body to arrive; then 408.
+        :param close_timeout: time for the closing handshake of a WebSocket.
+
+        Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
+        server runs already; ValueError for a setting out of range. Runs `on_init` the first time.
+        """
+        settings = {
+            name: value for name, value in locals().items() if name not in ("self", "port", "host", "__class__")
+        }
+        if not self._initialized and not self.is_running:
+            self._initialized = True
+            try:
+                self.on_init()
+            except BaseException:
+                self._initialized = False
+                raise
+        self._start(host, port, settings)
+
+    def run(
+        self,
+        port: int,
+        host: str = "127.0.0.1",
+        *,
+        interval: float | None = None,
+        stop_timeout: float = 5.0,
+        **settings: Any,
+    ) -> None:
+        """Starts, ticks until Ctrl-C, SIGTERM or `stop()`, and stops gracefully.
+
+        :param interval: longest time between two ticks, in seconds, for a server with an `on_tick`; None ticks only
+            when something has happened.
+        :param stop_timeout: what `stop` gets.
+        :param settings: as `start` takes them.
+
+        Blocks, and runs every callback on the calling thread.
+        """
+        self.start(port, host, **settings)
+        try:
+            with _sigterm_as_interrupt():
+                while self.is_running:
+                    self.tick(interval)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.stop(stop_timeout)
+
+    def __enter__(self: _S) -> _S:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stops the server."""
+        self.stop()
+
+    # Routes
+
+    def route(self, method: str | None, path: str, handler: Handler) -> None:
+        """Adds a handler for an HTTP method (None: any) and path.
+
+        :param path: literal segments, `:name` for a parameter (`request.params["name"]`), and at the end `*name` for
+            the rest. Literal segments win over parameters.
+
+        Raises ValueError for a malformed pattern or one that is there already. Any thread, before or after `start`.
+        """
+        if not callable(handler):
+            raise TypeError(f"the handler of {method} {path} is not callable: {handler!r}")
+        self._handlers.append(handler)
+        try:
+            self._add_route(method, path, len(self._handlers) - 1)
+        except BaseException:
+            self._handlers.pop()
+            raise
+
+    @overload
+    def get(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def get(self, path: str) -> Callable[[_H], _H]: ...
+    def get(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for GET, and HEAD with it; without `handler` a decorator. See `route`."""
+        return self._routed("GET", path, handler)
+
+    @overload
+    def post(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def post(self, path: str) -> Callable[[_H], _H]: ...
+    def post(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for POST; without `handler` a decorator. See `route`."""
+        return self._routed("POST", path, handler)
+
+    @overload
+    def put(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def put(self, path: str) -> Callable[[_H], _H]: ...
+    def put(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for PUT; without `handler` a decorator. See `route`."""
+        return self._routed("PUT", path, handler)
+
+    @overload
+    def patch(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def patch(self, path: str) -> Callable[[_H], _H]: ...
+    def patch(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for PATCH; without `handler` a decorator. See `route`."""
+        return self._routed("PATCH", path, handler)
+
+    @overload
+    def delete(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def delete(self, path: str) -> Callable[[_H], _H]: ...
+    def delete(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for DELETE; without `handler` a decorator. See `route`."""
+        return self._routed("DELETE", path, handler)
+
+    @overload
+    def head(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def head(self, path: str) -> Callable[[_H], _H]: ...
+    def head(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for HEAD, instead of the one for GET; without `handler` a decorator. See `route`."""
+        return self._routed("HEAD", path, handler)
+
+    @overload
+    def options(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def options(self, path: str) -> Callable[[_H], _H]: ...
+    def options(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for OPTIONS, instead of the built-in one; without `handler` a decorator. See `route`."""
+        return self._routed("OPTIONS", path, handler)
+
+    @overload
+    def any(self, path: str, handler: _H) -> _H: ...
+    @overload
+    def any(self, path: str) -> Callable[[_H], _H]: ...
+    def any(self, path: str, handler: _H | None = None) -> _H | Callable[[_H], _H]:
+        """Adds a handler for every method that has none of its own; without `handler` a decorator. See `route`."""
+        return self._routed(None, path, handler)
+
+    def _routed(self, method: str | None, path: str, handler: _H | None) -> _H | Callable[[_H], _H]:
+        if handler is not None:
+            self.route(method, path, handler)
+            return handler
+
+        def decorate(handler: _H) -> _H:
+            self.route(method, path, handler)
+            return handler
+
+        return decorate
+
+    # Called by the native tick
+
+    def _on_request(self, number: int, request: HttpRequest) -> None:
+        response = HttpResponse()
+        response._finish(self._handlers[number](request, response))
+        request._respond(response._status, response._headers, response._body)
+
+    def _callback_failed(self, callback: str, exc: Exception) -> None:
+        _log.error("%s of %s raised", callback, type(self).__name__, exc_info=exc)
+        try:
+            self.on_error(exc)
+        except Exception:
+            _log.exception("on_error of %s raised", type(self).__name__)
+
+    def _log(self, level: int, text: str) -> None:
+        _log.log(level, "%s", text)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """While it lasts, SIGTERM ends a wait as Ctrl-C does: service managers and containers send it to stop a program.
+
+    Only where nobody else handles it, and only on the main thread, where Python allows it.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
