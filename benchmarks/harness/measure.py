@@ -1,0 +1,86 @@
+"""One measurement: server on one core, generator on another, and a look at who else used the machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from harness import memory
+from harness.cases import MEMORY, Case, load_command
+from harness.process import Helper, HelperError, cpu_seconds, machine_seconds
+
+#: Others' CPU (and steal), as a share of one core, above which a row counts as disturbed.
+DISTURBED_FROM = 0.10
+#: How much longer than asked for a generator may take: connecting, priming, a server that lags.
+GENERATOR_GRACE = 60.0
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Which core each side is pinned to."""
+
+    server: int
+    generator: int
+
+
+class Window:
+    """CPU shares of a stretch of time: the server's, and of all that is no part of the measurement."""
+
+    def __init__(self, server: Helper) -> None:
+        self._server = server
+        self._began = self._read()
+
+    def _read(self) -> tuple[float, float, float, float, float]:
+        return (
+            time.monotonic(),
+            *machine_seconds(),
+            cpu_seconds(self._server.process.pid),
+            time.process_time(),
+        )
+
+    def shares(self, generator_seconds: float) -> Result:
+        """The shares since the window was opened, each of one core."""
+        elapsed, busy, steal, server, runner = (
+            end - begin for begin, end in zip(self._began, self._read(), strict=True)
+        )
+        other = max(0.0, busy - server - generator_seconds - runner)
+        return {
+            "server_cpu": round(server / elapsed, 3),
+            "generator_cpu": round(generator_seconds / elapsed, 3),
+            "other_cpu": round(other / elapsed, 3),
+            "steal": round(steal / elapsed, 3),
+            "disturbed": (other + steal) / elapsed > DISTURBED_FROM,
+        }
+
+
+def measure(command: list[str], port: int, case: Case, seconds: float, cores: Cores) -> Result:
+    """Starts a server and measures it in one case; raises HelperError when either side fails."""
+    with Helper(command, cores.server) as server:
+        server.wait_for_port(port)
+        window = Window(server)
+        if case.name == MEMORY:
+            # The connections are this process's own; and what else runs takes no memory from the server.
+            result = memory.measure(server, port, case.connections)
+            return result | window.shares(0.0) | {"disturbed": False}
+        result = run_generator(load_command(case, port, seconds), cores.generator, seconds)
+        if server.process.poll() is not None:
+            raise HelperError(f"server ended: {server.complaint()}")
+        return result | window.shares(result["cpu_s"])
+
+
+def run_generator(command: list[str], core: int, seconds: float) -> Result:
+    """Runs the generator to its end and returns the line that it prints."""
+    with Helper(command, core, stdout=subprocess.PIPE) as generator:
+        try:
+            output, _ = generator.process.communicate(timeout=seconds + GENERATOR_GRACE)
+        except subprocess.TimeoutExpired:
+            raise HelperError("the generator does not end") from None
+        if generator.process.returncode:
+            raise HelperError(generator.complaint())
+        result: Result = json.loads(output)
+        return result

@@ -1,0 +1,423 @@
+//! wsload: WebSocket load from one thread, the same for every server that is compared.
+//!
+//! It must never be the bottleneck: every message of a run is the same pre-encoded bytes, a write repeats them
+//! straight from one shared block, a read takes whatever is there, and payloads that come back are skipped.
+//! It is closed-loop: a connection sends its next message when one of its messages has come back.
+//!
+//! Three phases: priming until every connection has received something, warm-up for a fifth of the measured time,
+//! then the measurement, printed as one line of JSON. A server that closes, sends anything but the message that it
+//! was sent, or delivers a message twice ends the run with an error.
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::io::{ErrorKind, Read, Write};
+use std::net::ToSocketAddrs;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use pyhv_load::args::Flags;
+use pyhv_load::frame::{FrameCounter, PONG, TEXT, client_frame};
+use pyhv_load::histogram::Histogram;
+use pyhv_load::{Mode, handshake, raise_open_files};
+use rustix::time::{ClockId, clock_gettime};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const USAGE: &str = "\
+wsload: WebSocket load generator; prints one line of JSON
+  --port N          port of the server (required)
+  --host NAME       its address (127.0.0.1)
+  --path PATH       path of its WebSocket (/chat)
+  --mode echo|fan   echo: every connection sends and gets its own messages back (default);
+                    fan: the first connection publishes, every connection counts what it gets
+  --connections N   how many (100)
+  --depth N         messages that each sender keeps in flight (1)
+  --size BYTES      length of the text in each message (64)
+  --seconds S       time measured, after a warm-up of a fifth of it (3)";
+const FLAGS: [&str; 8] = [
+    "host",
+    "port",
+    "path",
+    "mode",
+    "connections",
+    "depth",
+    "size",
+    "seconds",
+];
+
+/// Large enough for everything that one connection has in flight in any of the cases.
+const READ_BUFFER: usize = 256 * 1024;
+/// A server that is silent for this long during a handshake, or in priming, has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+const WARM_UP_SHARE: f64 = 0.2;
+
+struct Options {
+    host: String,
+    port: u16,
+    path: String,
+    mode: Mode,
+    connections: usize,
+    depth: usize,
+    size: usize,
+    seconds: f64,
+}
+
+impl Options {
+    fn from(flags: &Flags) -> std::result::Result<Self, String> {
+        let options = Self {
+            host: flags.get("host", "127.0.0.1".to_owned())?,
+            port: flags.required("port")?,
+            path: flags.get("path", "/chat".to_owned())?,
+            mode: flags.get("mode", Mode::Echo)?,
+            connections: flags.get("connections", 100)?,
+            depth: flags.get("depth", 1)?,
+            size: flags.get("size", 64)?,
+            seconds: flags.get("seconds", 3.0)?,
+        };
+        let positive = options.connections > 0 && options.depth > 0;
+        if !positive || !options.seconds.is_finite() || options.seconds <= 0.0 {
+            return Err("--connections, --depth and --seconds must be positive".to_owned());
+        }
+        Ok(options)
+    }
+}
+
+/// What all senders send, encoded once: enough frames in a row that everything one sender can owe is one slice.
+struct Outgoing {
+    frame_length: usize,
+    block: Vec<u8>,
+}
+
+impl Outgoing {
+    fn new(size: usize, depth: usize) -> Self {
+        let frame = client_frame(TEXT, &vec![b'x'; size]);
+        // One more than the depth: a slice may begin in the middle of a frame.
+        Self {
+            frame_length: frame.len(),
+            block: frame.repeat(depth + 1),
+        }
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    counter: FrameCounter,
+    /// Bytes of messages not yet written, and where in a frame they begin.
+    owed: usize,
+    phase: usize,
+    /// An answer to a ping, kept until no message is half written.
+    pong: Option<Vec<u8>>,
+    /// When each message in flight was sent, oldest first; empty on connections that only receive.
+    in_flight: VecDeque<Instant>,
+    sent: u64,
+    received: u64,
+    received_measured: u64,
+}
+
+impl Connection {
+    /// Opens one connection, waiting for its handshake.
+    fn open(options: &Options) -> Result<Self> {
+        let address = (options.host.as_str(), options.port)
+            .to_socket_addrs()?
+            .next();
+        let address = address.ok_or("the host has no address")?;
+        let mut stream = std::net::TcpStream::connect_timeout(&address, PATIENCE)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream
+            .write_all(handshake::request(&options.host, options.port, &options.path).as_bytes())?;
+        let (mut head, mut chunk) = (Vec::new(), [0; 4096]);
+        let end = loop {
+            let read = stream.read(&mut chunk)?;
+            head.extend_from_slice(&chunk[..read]);
+            if let Some(end) = handshake::head_length(&head) {
+                break end;
+            }
+            if read == 0 || head.len() > handshake::MAX_HEAD {
+                return Err("handshake cut short".into());
+            }
+        };
+        let text = String::from_utf8_lossy(&head[..end]);
+        if !text.starts_with("HTTP/1.1 101 ")
+            || handshake::field(&text, "sec-websocket-accept") != Some(handshake::ACCEPT)
+        {
+            return Err(format!(
+                "handshake refused: {:?}",
+                text.lines().next().unwrap_or_default()
+            )
+            .into());
+        }
+        // A server may greet in the same segment; what it says must be a frame like any other.
+        let mut counter = FrameCounter::new(options.size);
+        counter.feed(&head[end..])?;
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream: TcpStream::from_std(stream),
+            counter,
+            owed: 0,
+            phase: 0,
+            pong: None,
+            in_flight: VecDeque::new(),
+            sent: 0,
+            received: 0,
+            received_measured: 0,
+        })
+    }
+
+    /// Queues `count` messages and remembers when.
+    fn queue(&mut self, count: u32, now: Instant, outgoing: &Outgoing) {
+        self.in_flight.extend((0..count).map(|_| now));
+        self.owed += count as usize * outgoing.frame_length;
+        self.sent += u64::from(count);
+    }
+
+    /// Writes until nothing is owed or the socket is full; the poll reports when it has room again.
+    fn flush(&mut self, outgoing: &Outgoing) -> Result<()> {
+        while self.owed > 0 {
+            match self
+                .stream
+                .write(&outgoing.block[self.phase..self.phase + self.owed])
+            {
+                Ok(written) => {
+                    self.owed -= written;
+                    self.phase = (self.phase + written) % outgoing.frame_length;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(pong) = self.pong.take() {
+            match self.stream.write(&pong) {
+                Ok(written) if written == pong.len() => {}
+                Ok(_) => return Err("a pong was cut short".into()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => self.pong = Some(pong),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a run stands; each phase knows when it ends.
+#[derive(Clone, Copy)]
+enum Phase {
+    Priming { until: Instant },
+    WarmUp { until: Instant },
+    Measuring { since: Instant, until: Instant },
+}
+
+struct Run {
+    mode: Mode,
+    outgoing: Outgoing,
+    connections: Vec<Connection>,
+    /// Shared by all connections: no payload outlives the read that brought it.
+    buffer: Vec<u8>,
+    phase: Phase,
+    /// Connections that have received nothing yet.
+    waiting: usize,
+    /// Messages sent by the one publisher of a fan-out.
+    published: u64,
+    latencies: Histogram,
+}
+
+impl Run {
+    /// Reads everything that one connection has, and answers it.
+    ///
+    /// Edge-triggered: a full buffer may have left something behind, and a peer that hung up sends no second edge.
+    fn on_readable(&mut self, index: usize, hung_up: bool) -> Result<()> {
+        loop {
+            let connection = &mut self.connections[index];
+            let read = match connection.stream.read(&mut self.buffer) {
+                Ok(0) => return Err("closed by the server without a close frame".into()),
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let messages = connection.counter.feed(&self.buffer[..read])?;
+            if let Some(payload) = connection.counter.ping.take() {
+                connection.pong = Some(client_frame(PONG, &payload));
+            }
+            if messages > 0 {
+                self.on_messages(index, messages)?;
+            }
+            if read < self.buffer.len() && !hung_up {
+                break;
+            }
+        }
+        self.connections[index].flush(&self.outgoing)
+    }
+
+    fn on_messages(&mut self, index: usize, messages: u32) -> Result<()> {
+        let connection = &mut self.connections[index];
+        self.waiting -= usize::from(connection.received == 0);
+        connection.received += u64::from(messages);
+        let expected = if self.mode == Mode::Fan {
+            self.published
+        } else {
+            connection.sent
+        };
+        if connection.received > expected {
+            return Err(format!(
+                "{} messages received of {expected} sent",
+                connection.received
+            )
+            .into());
+        }
+        let measuring = matches!(self.phase, Phase::Measuring { .. });
+        if measuring {
+            connection.received_measured += u64::from(messages);
+        }
+        if self.mode == Mode::Echo || index == 0 {
+            // One clock reading a batch: the messages of one read arrived together.
+            let now = Instant::now();
+            for sent in connection.in_flight.drain(..messages as usize) {
+                if measuring {
+                    self.latencies.record(now - sent, 1);
+                }
+            }
+            connection.queue(messages, now, &self.outgoing);
+            self.published += u64::from(messages);
+        }
+        Ok(())
+    }
+
+    /// Goes on to the next phase when it is time; true when the measurement is over.
+    fn advance(&mut self, seconds: f64) -> Result<bool> {
+        let now = Instant::now();
+        self.phase = match self.phase {
+            Phase::Priming { .. } if self.waiting == 0 => Phase::WarmUp {
+                until: now + Duration::from_secs_f64(seconds * WARM_UP_SHARE),
+            },
+            Phase::Priming { until } if now >= until => {
+                return Err(format!("{} connections never received anything", self.waiting).into());
+            }
+            Phase::WarmUp { until } if now >= until => Phase::Measuring {
+                since: now,
+                until: now + Duration::from_secs_f64(seconds),
+            },
+            Phase::Measuring { until, .. } if now >= until => return Ok(true),
+            unchanged => unchanged,
+        };
+        Ok(false)
+    }
+}
+
+fn run(options: &Options) -> Result<String> {
+    raise_open_files()?;
+    let mut poll = Poll::new()?;
+    let opening = Instant::now();
+    let mut connections = Vec::with_capacity(options.connections);
+    for index in 0..options.connections {
+        let opened =
+            Connection::open(options).map_err(|error| format!("connection {index}: {error}"))?;
+        connections.push(opened);
+    }
+    let connect_seconds = opening.elapsed().as_secs_f64();
+    let mut run = Run {
+        mode: options.mode,
+        outgoing: Outgoing::new(options.size, options.depth),
+        connections,
+        buffer: vec![0; READ_BUFFER],
+        phase: Phase::Priming {
+            until: Instant::now() + PATIENCE,
+        },
+        waiting: options.connections,
+        published: 0,
+        latencies: Histogram::default(),
+    };
+    for (index, connection) in run.connections.iter_mut().enumerate() {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        poll.registry()
+            .register(&mut connection.stream, Token(index), interest)?;
+    }
+    let depth = u32::try_from(options.depth)?;
+    let senders = if options.mode == Mode::Fan {
+        1
+    } else {
+        options.connections
+    };
+    for connection in &mut run.connections[..senders] {
+        connection.queue(depth, Instant::now(), &run.outgoing);
+        run.published += u64::from(depth);
+        connection.flush(&run.outgoing)?;
+    }
+    let mut events = Events::with_capacity(1024);
+    while !run.advance(options.seconds)? {
+        match poll.poll(&mut events, Some(Duration::from_millis(50))) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            other => other?,
+        }
+        for event in &events {
+            let index = event.token().0;
+            let done = if event.is_readable() || event.is_error() {
+                run.on_readable(index, event.is_read_closed() || event.is_error())
+            } else {
+                run.connections[index].flush(&run.outgoing)
+            };
+            done.map_err(|error| format!("connection {index}: {error}"))?;
+        }
+    }
+    report(options, &run, connect_seconds)
+}
+
+#[allow(clippy::cast_precision_loss)] // counts far below 2^53
+fn report(options: &Options, run: &Run, connect_seconds: f64) -> Result<String> {
+    let Phase::Measuring { since, .. } = run.phase else {
+        return Err("ended before the measurement".into());
+    };
+    let elapsed = since.elapsed().as_secs_f64();
+    let counts = run
+        .connections
+        .iter()
+        .map(|connection| connection.received_measured);
+    let total: u64 = counts.clone().sum();
+    if total == 0 {
+        return Err("not one message came back while measuring".into());
+    }
+    // The least-served connection against the average one: far below 1 where a server starves or drops some.
+    let least = counts.min().unwrap_or(0) as f64 * options.connections as f64 / total as f64;
+    let cpu = clock_gettime(ClockId::ProcessCPUTime);
+    let cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 * 1e-9;
+    let [p50, p99, p999] = [500, 990, 999].map(|permille| run.latencies.percentile(permille));
+    Ok(format!(
+        "{{\"mode\":\"{}\",\"connections\":{},\"depth\":{},\"size\":{},\"seconds\":{elapsed:.3},\
+         \"msgs_per_s\":{:.0},\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\"least_share\":{least:.3},\
+         \"connect_s\":{connect_seconds:.3},\"cpu_s\":{cpu_seconds:.3}}}",
+        options.mode.name(),
+        options.connections,
+        options.depth,
+        options.size,
+        total as f64 / elapsed,
+    ))
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let options =
+        Flags::parse(arguments.into_iter(), &FLAGS).and_then(|flags| Options::from(&flags));
+    let options = match options {
+        Ok(options) => options,
+        Err(mistake) => {
+            eprintln!("wsload: {mistake}\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match run(&options) {
+        Ok(line) => {
+            println!("{line}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("wsload: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

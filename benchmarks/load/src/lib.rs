@@ -1,0 +1,57 @@
+//! What the two benchmark tools share: command line flags, the sample handshake of RFC 6455, frame headers
+//! and a latency histogram. `wsload` generates the load, `wslimit` is the limit that servers are compared with.
+
+pub mod args;
+pub mod frame;
+pub mod handshake;
+pub mod histogram;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// How the server under test answers: each message to its sender, or each message to everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// A message goes back to the connection that sent it.
+    Echo,
+    /// A message goes to every connection, the sender too.
+    Fan,
+}
+
+impl Mode {
+    /// The word for this mode on the command line and in results.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Echo => "echo",
+            Self::Fan => "fan",
+        }
+    }
+}
+
+impl std::str::FromStr for Mode {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "echo" => Ok(Self::Echo),
+            "fan" => Ok(Self::Fan),
+            _ => Err("is neither echo nor fan".to_owned()),
+        }
+    }
+}
+
+/// Allows as many open files as the system grants this process; thousands of connections need them.
+///
+/// # Errors
+/// When the system refuses to raise the soft limit to the hard one.
+pub fn raise_open_files() -> std::io::Result<()> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: maximum,
+            maximum,
+        },
+    )?;
+    Ok(())
+}
