@@ -79,6 +79,12 @@ impl Attempt {
     pub fn cancel(&self) {
         self.0.send_replace(true);
     }
+
+    /// Whether [`Attempt::cancel`] was called; it may have come too late for the I/O thread to notice.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
 }
 
 /// Begins to connect; the endpoint gets `Event::Open` or `Event::ConnectFailed`.

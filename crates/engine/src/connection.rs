@@ -371,7 +371,7 @@ impl Connection {
 
     pub(crate) fn queue_broadcast(self: &Arc<Self>, bytes: &Bytes, touched: &mut Vec<Arc<Self>>) {
         let inner = &mut *self.inner.lock();
-        if !inner.announced || !matches!(inner.state, State::Open | State::Answering) || !self.is_open() {
+        if !inner.announced || !matches!(inner.state, State::Open | State::Answering) {
             return;
         }
         let buffered = self.buffered_amount();

@@ -18,6 +18,9 @@ pub struct Router {
     paths: Vec<PathEntry>,
 }
 
+/// Names of a pattern's parameters, in order.
+type Names = Arc<[Arc<str>]>;
+
 #[derive(Clone, Debug)]
 struct PathEntry {
     /// The key under which `tree` knows it.
@@ -31,7 +34,7 @@ struct MethodEntry {
     method: Option<Method>,
     route: usize,
     /// Names of the parameters: two methods of one path may call them differently.
-    names: Arc<[Arc<str>]>,
+    names: Names,
 }
 
 /// Why a route was not added; the text is for the programmer.
@@ -101,7 +104,7 @@ fn decode_canonical(value: &str) -> String {
 }
 
 /// The key for the tree, with positional names, and the names.
-fn parse(pattern: &str) -> Result<(String, Arc<[Arc<str>]>), RouteError> {
+fn parse(pattern: &str) -> Result<(String, Names), RouteError> {
     let bad = |why: &str| RouteError::Pattern(format!("route pattern {pattern:?}: {why}"));
     let Some(rest) = pattern.strip_prefix('/') else {
         return Err(bad("a pattern begins with '/'"));

@@ -21,8 +21,11 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 
@@ -108,19 +111,29 @@ fn listen(address: SocketAddr) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// Runs a task for an endpoint on an I/O thread; a panic in it surfaces from `tick()`.
+/// A task whose panic surfaces from `tick()`.
+struct Guarded {
+    task: Pin<Box<dyn Future<Output = ()> + Send>>,
+    io: Arc<IoThread>,
+    live: Live,
+}
+
+impl Future for Guarded {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let task = &mut self.task;
+        catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx))).unwrap_or_else(|panic| {
+            deliver(&self.io, &self.live.0, Event::Fault(panic_text(panic.as_ref())));
+            Poll::Ready(())
+        })
+    }
+}
+
+/// Runs a task for an endpoint on an I/O thread.
 pub(crate) fn guarded(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>, task: impl Future<Output = ()> + Send + 'static) {
-    let live = Live::new(endpoint);
-    let (io_here, handle) = (Arc::clone(io), io.handle.clone());
-    let inner = io.handle.spawn(task);
-    handle.spawn(async move {
-        if let Err(error) = inner.await
-            && let Ok(panic) = error.try_into_panic()
-        {
-            deliver(&io_here, &live.0, Event::Fault(panic_text(panic.as_ref())));
-        }
-        drop(live);
-    });
+    let task = Guarded { task: Box::pin(task), io: Arc::clone(io), live: Live::new(endpoint) };
+    io.handle.spawn(task);
 }
 
 async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, routes: Arc<RwLock<Arc<Router>>>) {
@@ -174,8 +187,7 @@ async fn serve(
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(endpoint.settings.header_timeout)
-        .max_buf_size(endpoint.settings.max_header_size)
-        .pipeline_flush(true);
+        .max_buf_size(endpoint.settings.max_header_size);
     let begun = AtomicBool::new(false);
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
@@ -358,4 +370,29 @@ fn upgrade(
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inbox::Batch;
+    use crate::settings::Settings;
+    use std::time::Instant;
+
+    #[test]
+    fn a_panic_on_a_native_thread_becomes_an_event_and_the_task_is_over() {
+        let endpoint = Endpoint::new(Settings::default(), None).unwrap();
+        let io = Arc::clone(&endpoint.runtime.threads[0]);
+        guarded(&io, &endpoint, async { panic!("on purpose") });
+        let mut batch = Batch::default();
+        let waited = endpoint.inbox.wait(Some(Instant::now() + Duration::from_secs(10))).unwrap();
+        assert_eq!(waited, crate::wake::Waited::Ready);
+        endpoint.take(&mut batch);
+        assert!(matches!(&batch.events[..], [Event::Fault(text)] if text == "on purpose"), "{:?}", batch.events);
+        let end = Instant::now() + Duration::from_secs(10);
+        while !endpoint.is_idle() {
+            assert!(Instant::now() < end, "the task is still counted");
+            std::thread::yield_now();
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! `WebSocketChannel`: a server's end of one WebSocket connection.
 
 use crate::convert;
+use crate::ticker::check_process;
 use parking_lot::Mutex;
 use pyhv_engine::connection::{Connection, SendError};
 use pyhv_engine::wire::{self, MessageKind, Opcode};
@@ -28,13 +29,16 @@ pub(crate) struct WebSocketChannel {
     ended: AtomicBool,
 }
 
-/// Sends one frame: what `channel.send` and `client.send` share.
+/// Sends one frame: what `channel.send` and `client.send` share. `what`: whose connection, for the error.
 pub(crate) fn send(
     conn: &Arc<Connection>,
+    what: &str,
     msg: &Bound<'_, PyAny>,
     opcode: Option<u8>,
     fin: bool,
 ) -> PyResult<bool> {
+    // In a child of fork() the locks below may be held by threads that are not there.
+    check_process(conn.endpoint(), what)?;
     let opcode = convert::opcode(opcode)?;
     convert::with_payload(msg, |kind, payload| {
         if opcode.is_some() || kind == MessageKind::Binary {
@@ -115,7 +119,7 @@ impl WebSocketChannel {
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
     #[pyo3(signature = (msg, opcode=None, fin=true))]
     fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<u8>, fin: bool) -> PyResult<bool> {
-        send(&self.conn, msg, opcode, fin)
+        send(&self.conn, "server", msg, opcode, fin)
     }
 
     /// Begins the closing handshake behind everything that was sent (RFC 6455 section 7.1.2).
@@ -129,6 +133,7 @@ impl WebSocketChannel {
     #[pyo3(signature = (code=1000, reason=""))]
     fn close(&self, code: u16, reason: &str) -> PyResult<()> {
         check_close(code, reason)?;
+        check_process(self.conn.endpoint(), "server")?;
         self.conn.close(Some(code), reason);
         Ok(())
     }

@@ -110,7 +110,7 @@ impl WebSocketClient {
                 let closing = {
                     let mut state = this.state.lock();
                     // close() came after the attempt had succeeded and before this tick.
-                    let closing = !matches!(*state, State::Connecting(_));
+                    let closing = !matches!(&*state, State::Connecting(attempt) if !attempt.is_cancelled());
                     *state = State::Open(Arc::clone(&conn));
                     closing
                 };
@@ -265,8 +265,8 @@ impl WebSocketClient {
         let _turn = this.ticker.enter(py, "tick()")?;
         let Some(endpoint) = this.current() else { return Ok(0) };
         check_process(&endpoint, "client")?;
+        let deadline = convert::deadline(timeout)?;
         if timeout != Some(0.0) && !this.ticker.is_ready(&endpoint) {
-            let deadline = convert::deadline(timeout)?;
             let over = || matches!(*this.state.lock(), State::Closed { .. } | State::New);
             this.ticker.wait(py, &endpoint, deadline, over)?;
         }
@@ -302,7 +302,7 @@ impl WebSocketClient {
             State::Open(conn) => Arc::clone(conn),
             _ => return Ok(false),
         };
-        channel::send(&conn, msg, opcode, fin)
+        channel::send(&conn, "client", msg, opcode, fin)
     }
 
     /// Begins the closing handshake behind everything that was sent, or gives up connecting.
@@ -315,6 +315,9 @@ impl WebSocketClient {
     #[pyo3(signature = (code=1000, reason=""))]
     fn close(&self, code: u16, reason: &str) -> PyResult<()> {
         channel::check_close(code, reason)?;
+        if let Some(endpoint) = self.current() {
+            check_process(&endpoint, "client")?;
+        }
         match &*self.state.lock() {
             State::Connecting(attempt) => attempt.cancel(),
             State::Open(conn) => {

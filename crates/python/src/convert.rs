@@ -89,9 +89,9 @@ pub(crate) fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     Ok(Duration::from_secs_f64(value))
 }
 
-/// `tick`'s timeout: `None` for no end, else the moment it is over.
+/// `tick`'s timeout: `None` for no end, else the moment it is over. For 0, which does not wait, the clock is not read.
 pub(crate) fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
-    timeout.map(|t| Ok(Instant::now() + seconds("timeout", t)?)).transpose()
+    timeout.filter(|t| *t != 0.0).map(|t| Ok(Instant::now() + seconds("timeout", t)?)).transpose()
 }
 
 /// Settings by name; those absent keep their defaults.

@@ -44,7 +44,8 @@ fn _after_fork_in_child() {
     pyhv_engine::runtime::after_fork_in_child();
 }
 
-#[pymodule]
+// `gil_used`: free-threaded Python is declared supported when the tests have run on it, not before.
+#[pymodule(gil_used = true)]
 mod _native {
     #[pymodule_export]
     use super::channel::WebSocketChannel;

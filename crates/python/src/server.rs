@@ -162,7 +162,9 @@ impl Server {
                 Err(error) => {
                     // Ctrl-C while stopping: no more waiting, but the close callbacks still run, then it goes on up.
                     interrupted.get_or_insert(error);
-                    deadline = deadline.min(Instant::now());
+                    if !aborted {
+                        deadline = Instant::now();
+                    }
                 }
             }
             if Instant::now() >= deadline {
@@ -275,8 +277,8 @@ impl Server {
         };
         let endpoint = &server.endpoint;
         check_process(endpoint, "server")?;
+        let deadline = convert::deadline(timeout)?;
         if timeout != Some(0.0) && !this.ticker.is_ready(endpoint) {
-            let deadline = convert::deadline(timeout)?;
             let stop = || this.stop_requested.load(Ordering::Relaxed);
             this.ticker.wait(py, endpoint, deadline, stop)?;
         }
@@ -361,6 +363,7 @@ impl Server {
     fn broadcast(&self, msg: &Bound<'_, PyAny>, exclude: Option<&Bound<'_, WebSocketChannel>>) -> PyResult<()> {
         convert::with_payload(msg, |kind, payload| {
             let Some(server) = self.running() else { return Ok(()) };
+            check_process(&server.endpoint, "server")?;
             let opcode = match kind {
                 MessageKind::Text => Opcode::Text,
                 MessageKind::Binary => Opcode::Binary,
