@@ -164,8 +164,8 @@ class HvWebSocketClient(_native.WebSocketClient):
         except Exception:
             _log.exception("on_error of %s raised", type(self).__name__)
 
-    def _log(self, level: int, text: str) -> None:
-        _log.log(level, "%s", text)
+    def _warn(self, text: str) -> None:
+        _log.warning("%s", text)
 
 
 def _split(url: str) -> tuple[str, int, str, str, str | None]:

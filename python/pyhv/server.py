@@ -275,8 +275,8 @@ class HvWebServer(_native.Server):
         except Exception:
             _log.exception("on_error of %s raised", type(self).__name__)
 
-    def _log(self, level: int, text: str) -> None:
-        _log.log(level, "%s", text)
+    def _warn(self, text: str) -> None:
+        _log.warning("%s", text)
 
 
 @contextmanager

@@ -155,11 +155,12 @@ async fn open(
     let mut response = sender.send_request(request).await.map_err(|error| failed(&error))?;
     let status = response.status().as_u16();
     let pairs: Vec<_> = pairs(response.headers()).collect();
-    let subprotocol = wire::handshake::check_response(status, pairs.iter().copied(), &key, &target.protocols)
-        .map_err(|rejected| ConnectError::Handshake {
+    let subprotocol = wire::handshake::check_response(status, pairs.iter().copied(), &key, &target.protocols).map_err(
+        |rejected| ConnectError::Handshake {
             status: Some(status),
             text: format!("{} refused the WebSocket handshake: {rejected}", target.url),
-        })?;
+        },
+    )?;
     let headers = packed(response.headers());
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error))?;
     let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| failed(&"the connection was lost"))?;

@@ -18,7 +18,7 @@
 
 use crate::down::{Command, DownQueue, Part, deliver};
 use crate::endpoint::{Endpoint, Live, Side};
-use crate::inbox::{Event, Level};
+use crate::inbox::Event;
 use crate::outbuf::{Flushed, OutBuf};
 use crate::runtime::{IoThread, panic_text};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError, Violation};
@@ -324,8 +324,7 @@ impl Connection {
     pub fn delivered_close(self: &Arc<Self>) {
         self.shut.fetch_max(GONE, Ordering::Relaxed);
         let conn = Arc::clone(self);
-        let command =
-            Command::Close { conn, kind: CloseKind::Reply, code: None, reason: String::new() };
+        let command = Command::Close { conn, kind: CloseKind::Reply, code: None, reason: String::new() };
         DownQueue::push(&self.io, command);
     }
 
@@ -334,8 +333,7 @@ impl Connection {
             return;
         }
         let conn = Arc::clone(self);
-        let command =
-            Command::Close { conn, kind: CloseKind::Overflow, code: None, reason: String::new() };
+        let command = Command::Close { conn, kind: CloseKind::Overflow, code: None, reason: String::new() };
         DownQueue::push(&self.io, command);
     }
 
@@ -502,14 +500,13 @@ impl Connection {
         const REASON: &str = "too slow: more than max_buffered bytes waited to be sent";
         let dropped = inner.out.drop_unsent();
         self.buffered.fetch_sub(dropped, Ordering::Relaxed);
-        self.log(
-            Level::Warning,
+        self.endpoint.complain(&self.io, "max_buffered", || {
             format!(
                 "channel {} closed with 1008: {dropped} bytes waited to be sent, the limit is max_buffered={}",
                 self.describe(),
                 self.endpoint.settings.max_buffered
-            ),
-        );
+            )
+        });
         self.close_frame(inner, Some(1008), REASON);
         self.tell_close(inner, 1008, REASON);
         self.drain(inner);
@@ -521,10 +518,6 @@ impl Connection {
             Some(remote) => format!("{} from {remote}", self.handshake.url),
             None => self.handshake.url.clone(),
         }
-    }
-
-    fn log(&self, level: Level, text: String) {
-        deliver(&self.io, &self.endpoint, Event::Log(level, text));
     }
 
     /// Puts the close event into the inbox, once.
@@ -690,12 +683,14 @@ impl Connection {
 
     fn violated(self: &Arc<Self>, inner: &mut Inner, violation: &Violation) {
         let Violation { code, reason } = *violation;
-        let hint = if code == 1009 {
-            format!("; the limit is max_message_size={}", self.endpoint.settings.max_message_size)
-        } else {
-            String::new()
+        let limit = self.endpoint.settings.max_message_size;
+        let (kind, hint) = match code {
+            1009 => ("max_message_size", format!("; the limit is max_message_size={limit}")),
+            1007 => ("invalid data", String::new()),
+            _ => ("protocol error", String::new()),
         };
-        self.log(Level::Warning, format!("channel {} closed with {code}: {reason}{hint}", self.describe()));
+        self.endpoint
+            .complain(&self.io, kind, || format!("channel {} closed with {code}: {reason}{hint}", self.describe()));
         self.ending(inner, code, reason, (Some(code), reason));
     }
 
@@ -716,8 +711,7 @@ impl Connection {
         if caught_up {
             // Through the queue, behind what the program has sent and the pump has not seen yet.
             let conn = Arc::clone(self);
-            let command =
-                Command::Close { conn, kind: CloseKind::Reply, code: None, reason: String::new() };
+            let command = Command::Close { conn, kind: CloseKind::Reply, code: None, reason: String::new() };
             DownQueue::push(&self.io, command);
         } else {
             self.start_timer(inner);

@@ -2,18 +2,20 @@
 //! the signal to stop.
 
 use crate::connection::Connection;
-use crate::down::{Command, DownQueue};
-use crate::inbox::{Batch, Inbox};
-use crate::runtime::{self, Runtime};
+use crate::down::{Command, DownQueue, deliver};
+use crate::inbox::{Batch, Event, Inbox};
+use crate::runtime::{self, IoThread, Runtime};
 use crate::settings::Settings;
 use crate::wake::Wake;
 use crate::wire;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use slab::Slab;
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Whether the endpoint's tasks should go on.
@@ -60,7 +62,18 @@ pub struct Endpoint {
     phase: watch::Sender<Phase>,
     /// [`runtime::forks`] when it was made.
     forks: u32,
+    /// When each kind of complaint was last logged, and how many were not since. Guards the map for one look.
+    complaints: Mutex<HashMap<&'static str, Complaint>>,
 }
+
+#[derive(Debug)]
+struct Complaint {
+    logged: Instant,
+    silenced: u64,
+}
+
+/// How often one kind of complaint is logged: a hostile client must not fill the log.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 /// Keeps an endpoint counted as busy.
 #[derive(Debug)]
@@ -98,6 +111,7 @@ impl Endpoint {
             stopping: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Running),
             forks: runtime::forks(),
+            complaints: Mutex::default(),
             runtime,
         });
         for io in &endpoint.runtime.threads {
@@ -110,6 +124,34 @@ impl Endpoint {
     #[must_use]
     pub fn is_of_this_process(&self) -> bool {
         self.forks == runtime::forks()
+    }
+
+    /// Logs what a client did wrong, at most once per kind and [`COMPLAIN_EVERY`]; the next line tells how many were
+    /// left out.
+    pub(crate) fn complain(self: &Arc<Self>, io: &Arc<IoThread>, kind: &'static str, text: impl FnOnce() -> String) {
+        let now = Instant::now();
+        let silenced = {
+            let mut complaints = self.complaints.lock();
+            match complaints.get_mut(kind) {
+                Some(complaint) if now.duration_since(complaint.logged) < COMPLAIN_EVERY => {
+                    complaint.silenced += 1;
+                    return;
+                }
+                Some(complaint) => {
+                    complaint.logged = now;
+                    std::mem::take(&mut complaint.silenced)
+                }
+                None => {
+                    complaints.insert(kind, Complaint { logged: now, silenced: 0 });
+                    0
+                }
+            }
+        };
+        let mut text = text();
+        if silenced > 0 {
+            text.push_str(&format!(" ({silenced} more of this kind were not logged)"));
+        }
+        deliver(io, self, Event::Log(text));
     }
 
     pub(crate) fn register(&self, conn: &Arc<Connection>) -> u32 {

@@ -4,7 +4,7 @@
 //! thread appends, `tick()` swaps the whole batch against the (emptied) previous one.
 //!
 //! Bounded: when a batch holds `max_pending_bytes`, or one channel's part of it `max_channel_pending_bytes`,
-//! reading pauses and TCP pushes back; taking the batch resumes it. So at most two batches exist, the one being
+//! reading and accepting pause and TCP pushes back; taking the batch resumes them. So at most two batches exist, the one being
 //! filled and the one being run, each within the limit plus one read and one message per connection.
 
 use crate::connection::Connection;
@@ -16,9 +16,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// What an event is counted as beside its payload, so that a flood of empty messages is bounded too.
 const EVENT_COST: usize = 64;
+/// What a connection or request that waits for a tick is counted as beside what it sent: clients that come and go
+/// while the program stalls leave this behind.
+const CONNECTION_COST: usize = 1 << 10;
 /// Payloads from this size on are handed over as they are instead of being copied into the arena.
 const LARGE: usize = 32 << 10;
 /// Capacity that an emptied arena may keep.
@@ -58,23 +62,12 @@ pub enum Event {
     Request(Box<HttpRequest>),
     /// The client got no connection.
     ConnectFailed(Box<crate::client::ConnectError>),
-    /// Something for the log.
-    Log(Level, String),
+    /// A warning for the log.
+    Log(String),
     /// A panic on a native thread: a bug of ours, surfaces from `tick()`.
     Fault(String),
     /// What remains in the place of an event that was taken out to be run.
     Taken,
-}
-
-/// Severity of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// Worth knowing.
-    Info,
-    /// Something was refused or dropped.
-    Warning,
-    /// Something of the server's own failed.
-    Error,
 }
 
 /// Events in order of arrival, and the bytes they refer to.
@@ -106,8 +99,16 @@ impl Batch {
         self.events.shrink_to(KEEP / size_of::<Event>());
     }
 
-    fn push(&mut self, event: Event, cost: usize) {
-        self.size += cost + EVENT_COST;
+    fn push(&mut self, event: Event) {
+        self.size += EVENT_COST
+            + match &event {
+                Event::Message { len, .. } => *len,
+                Event::LargeMessage { data, .. } => data.len(),
+                Event::Open(conn) => CONNECTION_COST + conn.handshake.headers.len() + conn.handshake.url.len(),
+                Event::Request(request) => CONNECTION_COST + request.body.len(),
+                Event::Log(text) | Event::Fault(text) => text.len(),
+                Event::Close { .. } | Event::ConnectFailed(_) | Event::Taken => 0,
+            };
         self.events.push(event);
     }
 
@@ -116,11 +117,11 @@ impl Batch {
         let len = payload.len();
         if len >= LARGE {
             let data = payload.into_vec();
-            self.push(Event::LargeMessage { channel, kind, data }, len);
+            self.push(Event::LargeMessage { channel, kind, data });
         } else {
             let start = self.arena.len();
             self.arena.extend_from_slice(&payload);
-            self.push(Event::Message { channel, kind, start, len }, len);
+            self.push(Event::Message { channel, kind, start, len });
         }
         len + EVENT_COST
     }
@@ -153,6 +154,8 @@ pub struct Inbox {
     done: AtomicU64,
     /// The batch is full: nobody reads on. Written under the lock, read without it as a hint.
     full: AtomicBool,
+    /// Told when a full batch was taken.
+    room: Notify,
     max_bytes: usize,
     max_channel_bytes: usize,
     /// Guards the batch and the wake-up state; held for one read's frames, or for a swap. Never while user code runs.
@@ -184,7 +187,7 @@ impl Filling<'_> {
     }
 
     pub(crate) fn push(&mut self, event: Event) {
-        self.inner.batch.push(event, 0);
+        self.inner.batch.push(event);
     }
 
     /// Whether a connection with `pending` bytes in this batch has to stop reading; if so it is resumed by the take.
@@ -223,6 +226,7 @@ impl Inbox {
             epoch: AtomicU64::new(1),
             done: AtomicU64::new(0),
             full: AtomicBool::new(false),
+            room: Notify::new(),
             max_bytes,
             max_channel_bytes,
             inner: Mutex::new(Inner {
@@ -245,6 +249,19 @@ impl Inbox {
 
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Until the batch is not full.
+    pub(crate) async fn has_room(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.room.notified());
+            // Registered before the look, so that a take in between is not missed.
+            notified.as_mut().enable();
+            if !self.is_full() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -291,7 +308,9 @@ impl Inbox {
         std::mem::swap(&mut inner.batch, batch);
         let epoch = self.epoch.fetch_add(1, Ordering::Release);
         self.ready.store(false, Ordering::Release);
-        self.full.store(false, Ordering::Relaxed);
+        if self.full.swap(false, Ordering::Relaxed) {
+            self.room.notify_waiters();
+        }
         if inner.signalled {
             if let Some(wake) = &inner.wake {
                 wake.clear();

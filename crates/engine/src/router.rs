@@ -249,10 +249,7 @@ mod tests {
     fn methods_of_one_path() {
         let r = router(&[("GET", "/x/:a"), ("POST", "/x/:b"), ("*", "/any")]);
         assert_eq!(find(&r, "HEAD", "/x/1"), Some((0, vec!["1".into()])));
-        assert_eq!(
-            r.find(&Method::POST, "/x/1"),
-            Found::Route { route: 1, params: vec![("b".into(), "1".into())] }
-        );
+        assert_eq!(r.find(&Method::POST, "/x/1"), Found::Route { route: 1, params: vec![("b".into(), "1".into())] });
         assert_eq!(r.find(&Method::PUT, "/x/1"), Found::MethodNotAllowed("GET, HEAD, OPTIONS, POST".into()));
         assert_eq!(find(&r, "PROPFIND", "/any"), Some((2, vec![])));
         assert_eq!(r.find(&Method::GET, "/y"), Found::NotFound);

@@ -4,7 +4,7 @@
 use crate::connection::{Connection, Handshake};
 use crate::down::deliver;
 use crate::endpoint::{Endpoint, Live, Phase};
-use crate::inbox::{Event, Level};
+use crate::inbox::Event;
 use crate::request::{HttpRequest, HttpResponse, Responder};
 use crate::router::{Found, Router};
 use crate::runtime::{IoThread, panic_text};
@@ -56,7 +56,9 @@ impl Server {
         let mut listeners = Vec::new();
         for address in resolve(host, port)? {
             let mut address: SocketAddr = address;
-            if port == 0 && let Some(first) = addresses.first() {
+            if port == 0
+                && let Some(first) = addresses.first()
+            {
                 // One port for all addresses of a name.
                 address.set_port(SocketAddr::port(first));
             }
@@ -96,8 +98,11 @@ fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 fn listen(address: SocketAddr) -> io::Result<StdListener> {
-    let socket =
-        socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
     // On Unix: a restarted server may bind while old connections are in TIME_WAIT. On Windows the same option would
     // let two servers share the port.
     #[cfg(unix)]
@@ -141,7 +146,11 @@ async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, routes: Arc<RwLo
     let mut phase = endpoint.phase();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // A program that does not tick has its queue bounded: further clients wait in the kernel's backlog.
+            accepted = async {
+                endpoint.inbox.has_room().await;
+                listener.accept().await
+            } => accepted,
             _ = phase.wait_for(|p| *p != Phase::Running) => return,
         };
         let (stream, remote) = match accepted {
@@ -149,7 +158,7 @@ async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, routes: Arc<RwLo
             Err(error) => {
                 // The client gone before we accepted it is no reason to pause; everything else is a want of ours.
                 if error.kind() != io::ErrorKind::ConnectionAborted {
-                    deliver(&first, &endpoint, Event::Log(Level::Error, format!("cannot accept connections: {error}")));
+                    endpoint.complain(&first, "accept", || format!("cannot accept connections: {error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
                 continue;
@@ -265,11 +274,12 @@ async fn answer(
     let body = match collected {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            let text = format!(
-                "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
-                parts.method, parts.uri
-            );
-            deliver(io, endpoint, Event::Log(Level::Warning, text));
+            endpoint.complain(io, "max_body_size", || {
+                format!(
+                    "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
+                    parts.method, parts.uri
+                )
+            });
             return closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n"));
         }
         Ok(Err(_)) => return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request\n")),

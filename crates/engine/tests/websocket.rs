@@ -1,10 +1,11 @@
 //! The engine against real sockets, without Python: a peer made of `std::net` and the wire crate on one side, the
 //! queues on the other.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 use pyhv_engine::connection::Connection;
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
-use pyhv_engine::inbox::{Batch, Event, Level};
+use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::request::HttpResponse;
 use pyhv_engine::router::Router;
 use pyhv_engine::server::Server;
@@ -25,7 +26,7 @@ enum Seen {
     Message(u32, String),
     Close(u32, u16),
     Request(String),
-    Log(Level, String),
+    Log(String),
 }
 
 struct Program {
@@ -77,7 +78,7 @@ impl Program {
                     self.seen.push(Seen::Request(request.url.clone()));
                     self.requests.push(*request);
                 }
-                Event::Log(level, text) => self.seen.push(Seen::Log(level, text)),
+                Event::Log(text) => self.seen.push(Seen::Log(text)),
                 other => panic!("unexpected {other:?}"),
             }
         }
@@ -111,7 +112,7 @@ impl Program {
     }
 
     fn logged(&self, part: &str) -> bool {
-        self.seen.iter().any(|s| matches!(s, Seen::Log(_, text) if text.contains(part)))
+        self.seen.iter().any(|s| matches!(s, Seen::Log(text) if text.contains(part)))
     }
 }
 
@@ -129,6 +130,13 @@ struct Peer {
 
 impl Peer {
     fn connect(server: &Server, behind: &[u8]) -> Self {
+        let mut peer = Self::ask(server, behind);
+        peer.answered().unwrap();
+        peer
+    }
+
+    /// Asks for a WebSocket without waiting for the answer.
+    fn ask(server: &Server, behind: &[u8]) -> Self {
         let mut socket = TcpStream::connect(server.addresses[0]).unwrap();
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         let mut request = b"GET /chat?x=1 HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -136,16 +144,21 @@ impl Peer {
             .to_vec();
         request.extend_from_slice(behind);
         socket.write_all(&request).unwrap();
+        Self { socket, decoder: Decoder::new(Role::Client, usize::MAX) }
+    }
+
+    /// Reads the answer to the handshake.
+    fn answered(&mut self) -> std::io::Result<()> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
-            socket.read_exact(&mut byte).unwrap();
+            self.socket.read_exact(&mut byte)?;
             head.push(byte[0]);
         }
         let head = String::from_utf8(head).unwrap().to_lowercase();
         assert!(head.starts_with("http/1.1 101 "), "{head}");
         assert!(head.contains("sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo="), "{head}");
-        Self { socket, decoder: Decoder::new(Role::Client, usize::MAX) }
+        Ok(())
     }
 
     fn send(&mut self, frames: &[u8]) {
@@ -280,6 +293,37 @@ fn a_flood_pauses_its_sender_and_loses_nothing() {
     }
     // The limit, and one read that was under way.
     assert!(program.largest <= 128 << 10, "{}", program.largest);
+}
+
+#[test]
+fn clients_that_come_and_go_without_a_tick_wait_when_the_queue_is_full() {
+    let mut program = Program::start(Settings { max_pending_bytes: 64 << 10, ..Settings::default() });
+    let mut answered = 0;
+    let waiting = loop {
+        let mut peer = Peer::ask(&program.server, b"");
+        peer.socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        match peer.answered() {
+            Ok(()) => answered += 1,
+            Err(_) => break peer,
+        }
+        assert!(answered <= 64, "every one of them counts a kilobyte");
+    };
+    let mut waiting = waiting;
+    waiting.socket.set_read_timeout(Some(LIMIT)).unwrap();
+    program.tick_until("the last", |p| p.seen.iter().filter(|s| matches!(s, Seen::Open(_))).count() == answered + 1);
+    waiting.answered().unwrap();
+}
+
+#[test]
+fn complaints_of_one_kind_are_logged_once() {
+    let mut program = Program::start(short_close());
+    for _ in 0..3 {
+        let (mut peer, channel) = program.open();
+        peer.send(&[0xff]);
+        program.tick_until("close", |p| p.seen.iter().any(|s| *s == Seen::Close(channel, 1002)));
+        program.seen.retain(|s| matches!(s, Seen::Log(_)));
+    }
+    assert_eq!(program.seen.len(), 1, "{:?}", program.seen);
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl WebSocketClient {
                 }
                 Self::closed(slf)
             }
-            Event::Log(level, text) => ticker::log(slf, level, &text),
+            Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
             Event::Request(_) | Event::Taken => Ok(()),
         }
@@ -206,15 +206,11 @@ impl WebSocketClient {
         protocols: Vec<String>,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| crate::request::header(name, value))
-            .collect::<PyResult<Vec<_>>>()?;
+        let headers =
+            headers.iter().map(|(name, value)| crate::request::header(name, value)).collect::<PyResult<Vec<_>>>()?;
         for (i, name) in protocols.iter().enumerate() {
             if !pyhv_engine::wire::handshake::is_token(name) || protocols[..i].contains(name) {
-                return Err(PyValueError::new_err(format!(
-                    "subprotocols: {name:?} is not a token, or is there twice"
-                )));
+                return Err(PyValueError::new_err(format!("subprotocols: {name:?} is not a token, or is there twice")));
             }
         }
         if host.is_empty() || http::uri::PathAndQuery::try_from(path.as_str()).is_err() {

@@ -84,7 +84,9 @@ pub(crate) fn latin1(bytes: &[u8]) -> String {
 /// A number of seconds that is an argument called `name`.
 pub(crate) fn seconds(name: &str, value: f64) -> PyResult<Duration> {
     if !(0.0..=MAX_SECONDS).contains(&value) {
-        return Err(PyValueError::new_err(format!("{name}={value} is not a number of seconds from 0 to {MAX_SECONDS:e}")));
+        return Err(PyValueError::new_err(format!(
+            "{name}={value} is not a number of seconds from 0 to {MAX_SECONDS:e}"
+        )));
     }
     Ok(Duration::from_secs_f64(value))
 }
@@ -126,8 +128,8 @@ fn size(name: &str, value: &Bound<'_, PyAny>, least: usize) -> PyResult<usize> {
 }
 
 fn time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
-    let number = value.extract::<f64>().map_err(|_| {
-        PyTypeError::new_err(format!("{name}={value} is not a number of seconds"))
-    })?;
+    let number = value
+        .extract::<f64>()
+        .map_err(|_| PyTypeError::new_err(format!("{name}={value} is not a number of seconds")))?;
     seconds(name, number)
 }

@@ -15,8 +15,8 @@ mod request;
 mod server;
 mod ticker;
 
-use pyo3::prelude::*;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
 
 /// Sets how many native I/O threads serve the process; see `pyhv.set_io_threads`.
 #[pyfunction]

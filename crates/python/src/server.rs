@@ -108,7 +108,7 @@ impl Server {
                 }
                 Ok(())
             }
-            Event::Log(level, text) => ticker::log(slf, level, &text),
+            Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
             Event::ConnectFailed(_) | Event::Taken => Ok(()),
         }

@@ -192,15 +192,9 @@ pub(crate) fn check_process(endpoint: &Endpoint, what: &str) -> PyResult<()> {
     )))
 }
 
-/// Passes a log line on to Python.
-pub(crate) fn log(object: &Bound<'_, PyAny>, level: pyhv_engine::inbox::Level, text: &str) -> PyResult<()> {
-    use pyhv_engine::inbox::Level;
-    let number = match level {
-        Level::Info => 20,
-        Level::Warning => 30,
-        Level::Error => 40,
-    };
-    object.call_method1(intern!(object.py(), "_log"), (number, text))?;
+/// Passes a warning on to Python's log.
+pub(crate) fn log(object: &Bound<'_, PyAny>, text: &str) -> PyResult<()> {
+    object.call_method1(intern!(object.py(), "_warn"), (text,))?;
     Ok(())
 }
 
