@@ -320,7 +320,7 @@ fn complaints_of_one_kind_are_logged_once() {
     for _ in 0..3 {
         let (mut peer, channel) = program.open();
         peer.send(&[0xff]);
-        program.tick_until("close", |p| p.seen.iter().any(|s| *s == Seen::Close(channel, 1002)));
+        program.tick_until("close", |p| p.seen.contains(&Seen::Close(channel, 1002)));
         program.seen.retain(|s| matches!(s, Seen::Log(_)));
     }
     assert_eq!(program.seen.len(), 1, "{:?}", program.seen);
