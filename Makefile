@@ -1,0 +1,125 @@
+# pyHV's commands; `make` lists them. Everything that they make is in .venv, target and tests/artifacts.
+
+PYTHON = python3
+PORT = 9090
+BENCH_ARGS =
+PYTEST_ARGS =
+
+# Virtual environments have bin/ on Unix, and this file is for Unix.
+BIN = .venv/bin
+REQUIRE = PYTHON="$(PYTHON)" sh scripts/require.sh
+# Always the same interpreter, or PyO3 would be compiled anew for each.
+CARGO = PYO3_PYTHON="$$PWD/$(BIN)/python" cargo
+# The benchmarks' load generator is a crate of its own.
+LOAD = --manifest-path benchmarks/load/Cargo.toml
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test build test-rust test-python lint format bench smoke lock clean
+
+help:
+	@echo "make demo     run the chat of examples/chat on http://127.0.0.1:$(PORT) (PORT=...)"
+	@echo "make test     set up and run everything: formatters, linters, type checks, the tests of Rust and Python"
+	@echo "make build    the release build, installed into .venv (PYTHON=... is for a new .venv)"
+	@echo "make lint     formatters in checking mode, clippy, ruff, mypy"
+	@echo "make format   let cargo fmt and ruff format the code"
+	@echo "make test-rust, make test-python   one half of the tests (PYTEST_ARGS='-k echo')"
+	@echo "make bench    build and run the benchmarks (BENCH_ARGS='--peers pyhv,picows --seconds 1')"
+	@echo "make smoke    pip install . into an environment of its own and try it (PYTHON=python3.12)"
+	@echo "make lock     write requirements-dev.lock anew from pyproject.toml"
+	@echo "make clean    remove what the others have made"
+
+demo:
+	@$(REQUIRE) python rust linker
+	@$(MAKE) --no-print-directory build
+	@# exec: Ctrl-C reaches the server, which stops cleanly and exits with 0.
+	@exec $(BIN)/python examples/chat/server.py --port $(PORT)
+
+# One recipe, so that the order holds under -j too; pytest's closing line is the last.
+test:
+	@$(REQUIRE) python rust rust-tools linker browser
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test-rust
+	@$(MAKE) --no-print-directory test-python
+
+build: .venv/.build-tools
+	@echo "== release build"
+	@VIRTUAL_ENV="$$PWD/.venv"; export VIRTUAL_ENV; \
+		said=$$($(BIN)/maturin develop --quiet --release --locked 2>&1) || { echo "$$said"; exit 1; }
+
+lint: .venv/.dev-tools
+	@echo "== cargo fmt --check"
+	@cargo fmt --all --check
+	@cargo fmt --check $(LOAD)
+	@echo "== clippy"
+	@$(CARGO) clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@cargo clippy --quiet --locked $(LOAD) --target-dir target/load --all-targets -- -D warnings
+	@echo "== ruff check"
+	@$(BIN)/ruff check
+	@echo "== ruff format --check"
+	@$(BIN)/ruff format --check
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+
+test-rust:
+	@$(REQUIRE) rust linker
+	@if cargo nextest --version >/dev/null 2>&1; then \
+		echo "== cargo nextest run"; cargo nextest run --locked --cargo-quiet --status-level fail --no-fail-fast; \
+	else \
+		echo "== cargo test"; cargo test --locked --quiet --lib --bins --tests; \
+	fi
+	@echo "== cargo test --doc"
+	@cargo test --locked --quiet --doc
+	@echo "== cargo test, benchmarks/load"
+	@cargo test --locked --quiet $(LOAD) --target-dir target/load
+
+test-python: build .venv/.dev-tools
+	@echo "== pytest"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: .venv/.dev-tools
+	cargo fmt --all
+	cargo fmt $(LOAD)
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+bench:
+	@$(REQUIRE) python rust linker
+	@PYTHON="$(PYTHON)" sh benchmarks/bench.sh $(BENCH_ARGS)
+
+# Elsewhere than the development build: another interpreter compiles PyO3 anew.
+smoke:
+	@$(REQUIRE) python rust linker
+	@rm -rf target/smoke/venv
+	@$(PYTHON) -m venv target/smoke/venv
+	@CARGO_TARGET_DIR="$$PWD/target/smoke/target" target/smoke/venv/bin/python -m pip install --quiet \
+		--disable-pip-version-check .
+	@target/smoke/venv/bin/python -I -W error scripts/smoke.py
+
+lock: .venv/.build-tools
+	@$(PIP) "uv>=0.9,<1"
+	@{ echo "# Made by \`make lock\` from the group \"development\" of pyproject.toml, for Python 3.10 and later on every platform."; \
+		$(BIN)/uv pip compile --quiet --upgrade --no-header --universal --python-version 3.10 --group development; \
+	} >requirements-dev.lock.new
+	@mv requirements-dev.lock.new requirements-dev.lock
+
+clean:
+	rm -rf .venv target tests/artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf benchmarks/.cache
+	rm -f python/pyhv/_native.*.so
+	find python tests examples benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
+
+# Virtual environment. The marks tell make what is installed in it.
+
+.venv/bin/python:
+	@$(REQUIRE) python
+	@echo "== .venv, of $(PYTHON)"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+
+.venv/.build-tools: .venv/bin/python requirements-dev.lock
+	@$(PIP) --constraint requirements-dev.lock maturin
+	@touch $@
+
+.venv/.dev-tools: .venv/.build-tools
+	@echo "== development tools"
+	@$(PIP) --requirement requirements-dev.lock
+	@touch $@
