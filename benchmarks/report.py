@@ -58,9 +58,7 @@ def notes(document: dict[str, Any], found: list[Figure]) -> list[str]:
         lines.append(f"{DISTURBED} Something else took over a tenth of a core in every repeat of this row.")
     limits = [limit_figure(document, case) for case in measured_cases(document)]
     if any(each.generator_bound for each in found) or any(limit and limit[1] for limit in limits):
-        lines.append(
-            f"{GENERATOR_BOUND} The load generator was as busy as the server: it may be the limit here."
-        )
+        lines.append(f"{GENERATOR_BOUND} The load generator was as busy as the server: it may be the limit here.")
     failed = [row for row in document["rows"] if "error" in row]
     if failed:
         failures = dict.fromkeys(f"- {row['peer']}, {row['case']}: {row['error']}" for row in failed)

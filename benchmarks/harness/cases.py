@@ -42,9 +42,7 @@ CASES = (
     Case("echo-100x1", "echo, 100 connections, 1 in flight"),
     Case("echo-100x16", "echo, 100 connections, 16 in flight", depth=16),
     Case("echo-1000x1", "echo, 1,000 connections, 1 in flight", connections=1000),
-    Case(
-        "echo-10x8-16k", "echo, 10 connections, 8 in flight, 16 KiB", connections=10, depth=8, size=16 * 1024
-    ),
+    Case("echo-10x8-16k", "echo, 10 connections, 8 in flight, 16 KiB", connections=10, depth=8, size=16 * 1024),
     Case(
         "round-trip",
         "one connection, round trip",

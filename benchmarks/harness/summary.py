@@ -46,11 +46,7 @@ def measured_peers(document: Row) -> list[str]:
 
 def usable(document: Row, case: Case, peer: str) -> list[Row]:
     """The rows to take a median of: the undisturbed ones, or all if each was disturbed; failed ones never."""
-    rows = [
-        row
-        for row in document["rows"]
-        if row["case"] == case.name and row["peer"] == peer and "error" not in row
-    ]
+    rows = [row for row in document["rows"] if row["case"] == case.name and row["peer"] == peer and "error" not in row]
     return [row for row in rows if not row["disturbed"]] or rows
 
 
@@ -98,9 +94,7 @@ def versus(document: Row, case: Case, peer: str, other: str) -> float | None:
         # The two have no repeat in common: what is left is the ratio of their medians.
         one, two = figure(document, case, peer), figure(document, case, other)
         return case.performance(one.value, two.value) if one and two else None
-    ratios = [
-        case.performance(mine["result"][case.figure], theirs["result"][case.figure]) for mine, theirs in pairs
-    ]
+    ratios = [case.performance(mine["result"][case.figure], theirs["result"][case.figure]) for mine, theirs in pairs]
     known = [ratio for ratio in ratios if ratio is not None]
     return median(known) if known else None
 

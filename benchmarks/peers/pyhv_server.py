@@ -1,6 +1,5 @@
 """pyHV as a benchmark peer: python pyhv_server.py PORT echo|fan"""
 
-# The annotations name a class that only type checkers need to find.
 from __future__ import annotations
 
 import sys
@@ -15,7 +14,7 @@ class EchoServer(pyhv.HvWebServer):
         """Answers GET /ping beside the WebSockets."""
         self.get("/ping", lambda request, response: response.text("pong"))
 
-    def on_ws_message(self, channel: pyhv.WsChannel, msg: str | bytes) -> None:
+    def on_ws_message(self, channel: pyhv.WebSocketChannel, msg: str | bytes) -> None:
         """Echoes, from inside tick()."""
         channel.send(msg)
 
@@ -23,7 +22,7 @@ class EchoServer(pyhv.HvWebServer):
 class FanServer(EchoServer):
     """Sends each message to everybody."""
 
-    def on_ws_message(self, channel: pyhv.WsChannel, msg: str | bytes) -> None:
+    def on_ws_message(self, channel: pyhv.WebSocketChannel, msg: str | bytes) -> None:
         """Broadcasts, the sender included."""
         self.broadcast(msg)
 

@@ -41,9 +41,7 @@ async def main() -> None:
     """Serves until it is killed."""
     port, mode = int(sys.argv[1]), sys.argv[2]
     handler = fan if mode == "fan" else echo
-    serving = serve(
-        handler, "127.0.0.1", port, process_request=answer_ping, compression=None, ping_interval=None
-    )
+    serving = serve(handler, "127.0.0.1", port, process_request=answer_ping, compression=None, ping_interval=None)
     async with serving as server:
         await server.serve_forever()
 

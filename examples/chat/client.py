@@ -50,11 +50,6 @@ class ChatClient(pyhv.HvWebSocketClient):
     def on_close(self) -> None:
         self.ended = True
 
-    def on_error(self, exc: BaseException) -> None:
-        # Before the opening it means that there will be none. After it, on_close() follows.
-        if not self.opened:
-            self.ended = True
-
     def on_message(self, msg: str | bytes) -> None:
         try:
             message = json.loads(msg)
@@ -155,7 +150,7 @@ def main() -> int:
     try:
         client.connect(url)
     except (OSError, ValueError) as exc:  # an address that can't be one
-        print(f"Cannot connect to {args.url}: {exc}", file=sys.stderr)
+        print(f"{parser.prog}: {exc}", file=sys.stderr)
         return 1
     try:
         if sys.platform == "win32":
@@ -169,7 +164,7 @@ def main() -> int:
     if client.leaving:
         return 0
     if not client.opened:
-        print(f"Cannot connect to {args.url}: {client.error}", file=sys.stderr)
+        print(f"{parser.prog}: {client.error}", file=sys.stderr)
         return 1
     reason = f", {printable(client.close_reason)}" if client.close_reason else ""
     print(f"The server went away ({client.close_code}{reason}).", file=sys.stderr)

@@ -44,7 +44,7 @@ from urllib.parse import parse_qs
 import pyhv
 
 if TYPE_CHECKING:
-    from pyhv import HttpRequest, HttpResponse, WsChannel
+    from pyhv import HttpRequest, HttpResponse, WebSocketChannel
 
 MAX_NICK = 24
 MAX_TEXT = 2000
@@ -102,7 +102,7 @@ class ChatServer(pyhv.HvWebServer):
 
     # WebSocket
 
-    def on_ws_open(self, channel: WsChannel, url: str) -> None:
+    def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
         wanted = parse_qs(url.partition("?")[2]).get("nick", [""])[0]
         refusal = self.nick_refusal(wanted) if wanted else None
         nick = wanted if wanted and refusal is None else self.next_user()
@@ -115,7 +115,7 @@ class ChatServer(pyhv.HvWebServer):
             channel.send(error(f"{refusal} You are {nick} for now."))
         self.broadcast(encode(type="notice", kind="join", text=f"{nick} joined"), exclude=channel)
 
-    def on_ws_message(self, channel: WsChannel, msg: str | bytes) -> None:
+    def on_ws_message(self, channel: WebSocketChannel, msg: str | bytes) -> None:
         if isinstance(msg, bytes):
             channel.send(error("Binary messages mean nothing here."))
             return
@@ -134,7 +134,7 @@ class ChatServer(pyhv.HvWebServer):
             case _:
                 channel.send(error('Expected {"type": "chat", "text": "..."}.'))
 
-    def on_ws_close(self, channel: WsChannel) -> None:
+    def on_ws_close(self, channel: WebSocketChannel) -> None:
         nick = channel.data
         self.nicks.pop(same_nick_key(nick), None)
         self.nicks_changed = True
@@ -149,7 +149,7 @@ class ChatServer(pyhv.HvWebServer):
 
     # The chat
 
-    def on_text(self, channel: WsChannel, text: str) -> None:
+    def on_text(self, channel: WebSocketChannel, text: str) -> None:
         if not text:
             channel.send(error("There was nothing in that message."))
         elif len(text) > MAX_TEXT:
@@ -161,7 +161,7 @@ class ChatServer(pyhv.HvWebServer):
             self.messages += 1
             self.broadcast(encode(type="chat", nick=channel.data, text=text, time=round(time.time(), 3)))
 
-    def on_command(self, channel: WsChannel, command: str, argument: str) -> None:
+    def on_command(self, channel: WebSocketChannel, command: str, argument: str) -> None:
         match command:
             case "/nick":
                 self.rename(channel, argument)
@@ -173,7 +173,7 @@ class ChatServer(pyhv.HvWebServer):
             case _:
                 channel.send(error(f"There is no such command. {HELP}"))
 
-    def rename(self, channel: WsChannel, nick: str) -> None:
+    def rename(self, channel: WebSocketChannel, nick: str) -> None:
         old = channel.data
         refusal = self.nick_refusal(nick, old)
         if refusal is not None:
@@ -232,7 +232,7 @@ def main() -> int:
     try:
         server.start(args.port, host=args.host)
     except OSError as exc:
-        print(f"Cannot listen on {host}:{args.port}: {exc.strerror or exc}", file=sys.stderr)
+        print(f"{parser.prog}: {exc.strerror or exc}", file=sys.stderr)  # it names host and port
         return 1
 
     # server.run() would do all of this. Spelled out, this is the place where a game draws its frame.

@@ -1,0 +1,48 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from pyhv import HvWebServer
+from support import EchoServer, RecordingServer, ServerThread, serving
+
+
+@pytest.fixture
+def server() -> Iterator[RecordingServer]:
+    """A running server that records; the test ticks it."""
+    running = RecordingServer()
+    running.start(0)
+    try:
+        yield running
+    finally:
+        running.stop(0)
+
+
+@pytest.fixture
+def echo() -> Iterator[EchoServer]:
+    """A running server that echoes and records; the test ticks it."""
+    running = EchoServer()
+    running.start(0)
+    try:
+        yield running
+    finally:
+        running.stop(0)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ServerThread]]:
+    """`serve(server, **settings)` has a thread of its own tick the server until the test ends.
+
+    Then it checks that every recorded callback ran on that thread.
+    """
+    with ExitStack() as stack:
+
+        def start(server: HvWebServer, **settings: Any) -> ServerThread:
+            return stack.enter_context(serving(server, **settings))
+
+        yield start
