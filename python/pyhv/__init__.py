@@ -19,6 +19,7 @@ from pyhv.errors import (
     HandshakeError,
     NameResolutionError,
     PyHVError,
+    TlsError,
 )
 from pyhv.http import Headers, HttpResponse, QueryParams
 from pyhv.opcode import WsOpcode
@@ -38,6 +39,7 @@ __all__ = [
     "NameResolutionError",
     "PyHVError",
     "QueryParams",
+    "TlsError",
     "WebSocketChannel",
     "WsOpcode",
     "__version__",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -89,6 +90,11 @@ class HvWebSocketClient(_native.WebSocketClient):
         *,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         subprotocols: Iterable[str] = (),
+        ca_file: str | os.PathLike[str] | None = None,
+        fingerprint: str | None = None,
+        client_certfile: str | os.PathLike[str] | None = None,
+        client_keyfile: str | os.PathLike[str] | None = None,
+        dangerous_accept_any_certificate: bool = False,
         max_message_size: int = 16 << 20,
         max_buffered: int = 16 << 20,
         max_pending_bytes: int = 64 << 20,
@@ -100,9 +106,16 @@ class HvWebSocketClient(_native.WebSocketClient):
 
         Sizes are in bytes, times in seconds.
 
-        :param url: `ws://host[:port]/path?query`; a user and password in it are sent as basic authentication.
+        :param url: `ws://host[:port]/path?query`, or `wss://` for TLS; a user and password in it are sent as basic authentication.
         :param headers: further headers of the handshake request.
         :param subprotocols: names to offer, the preferred first; `subprotocol` tells the server's choice.
+        :param ca_file: for wss, PEM file with the authorities to trust instead of the system's.
+        :param fingerprint: for wss, SHA-256 of the one certificate to trust, whoever signed it: 64 hexadecimal digits
+            as `openssl x509 -fingerprint -sha256` prints them.
+        :param client_certfile: for wss, PEM file with a certificate to show to the server.
+        :param client_keyfile: its key; None: it is in `client_certfile`.
+        :param dangerous_accept_any_certificate: for wss, True trusts whoever answers. Anybody between you and the
+            server can then read and change everything.
         :param max_message_size: a larger message ends the connection with 1009.
         :param max_buffered: when more than this waits to be sent the connection is closed with 1008.
         :param max_pending_bytes: when messages of this much wait for a tick, reading pauses until the next.
@@ -113,7 +126,7 @@ class HvWebSocketClient(_native.WebSocketClient):
         Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
         connecting. Any thread; never blocks.
         """
-        host, port, authority, path, user = _split(url)
+        secure, host, port, authority, path, user = _split(url)
         pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
         for name, _ in pairs:
             if name.lower() in _RESERVED:
@@ -122,6 +135,23 @@ class HvWebSocketClient(_native.WebSocketClient):
             pairs.append(("Authorization", user))
         if isinstance(subprotocols, str):
             raise ValueError(f"subprotocols={subprotocols!r} is one str: give a list of names")
+        tls = {
+            name: value
+            for name, value in (
+                ("ca_file", ca_file),
+                ("fingerprint", fingerprint),
+                ("client_certfile", client_certfile),
+                ("client_keyfile", client_keyfile),
+                ("accept_any_certificate", dangerous_accept_any_certificate or None),
+            )
+            if value is not None
+        }
+        if tls and not secure:
+            raise ValueError(f"{next(iter(tls))} is for wss:// URLs, not for {url!r}")
+        if client_keyfile is not None and client_certfile is None:
+            raise ValueError("client_keyfile= needs client_certfile=")
+        if sum(name in tls for name in ("ca_file", "fingerprint", "accept_any_certificate")) > 1:
+            raise ValueError("ca_file=, fingerprint= and dangerous_accept_any_certificate= exclude one another")
         settings = {
             "max_message_size": max_message_size,
             "max_buffered": max_buffered,
@@ -132,7 +162,7 @@ class HvWebSocketClient(_native.WebSocketClient):
             "open_timeout": open_timeout,
             "close_timeout": close_timeout,
         }
-        self._connect(url, host, port, authority, path, pairs, list(subprotocols), settings)
+        self._connect(url, host, port, authority, path, pairs, list(subprotocols), tls if secure else None, settings)
         self._close_timeout = close_timeout
 
     def __enter__(self: _C) -> _C:
@@ -168,8 +198,8 @@ class HvWebSocketClient(_native.WebSocketClient):
         _log.warning("%s", text)
 
 
-def _split(url: str) -> tuple[str, int, str, str, str | None]:
-    """Host, port, Host header, request target and Authorization header of a WebSocket URL (RFC 6455 section 3)."""
+def _split(url: str) -> tuple[bool, str, int, str, str, str | None]:
+    """Whether it is secure, host, port, Host header, request target and Authorization header of a WebSocket URL (RFC 6455 section 3)."""
     if not isinstance(url, str):
         raise TypeError(f"a URL is str, not {type(url).__name__}")
 
@@ -183,10 +213,10 @@ def _split(url: str) -> tuple[str, int, str, str, str | None]:
         port = parts.port
     except ValueError as error:
         raise bad(str(error)) from None
-    if parts.scheme == "wss":
-        raise bad("TLS (wss://) is not supported in this version")
-    if parts.scheme != "ws":
-        raise bad("it does not begin with ws://")
+    if parts.scheme not in ("ws", "wss"):
+        raise bad("it does not begin with ws:// or wss://")
+    secure = parts.scheme == "wss"
+    default = 443 if secure else 80
     if not parts.hostname:
         raise bad("it has no host")
     if "#" in url:
@@ -200,7 +230,7 @@ def _split(url: str) -> tuple[str, int, str, str, str | None]:
         except UnicodeError as error:
             raise bad(str(error)) from None
     authority = f"[{host}]" if ":" in host else host
-    if port is not None and port != 80:
+    if port is not None and port != default:
         authority += f":{port}"
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
     if parts.query:
@@ -209,4 +239,4 @@ def _split(url: str) -> tuple[str, int, str, str, str | None]:
     if parts.username is not None:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         user = "Basic " + base64.b64encode(credentials.encode()).decode("ascii")
-    return host, port or 80, authority, path, user
+    return secure, host, port or default, authority, path, user

@@ -6,6 +6,7 @@
     └── ConnectError              a client got no connection; `HvWebSocketClient.on_error` gets one of these
         ├── NameResolutionError   the host name has no address
         ├── ConnectionRefused     nobody listens there (also a ConnectionRefusedError)
+        ├── TlsError              no TLS, or the server's certificate is not to be trusted
         ├── ConnectTimeout        open_timeout passed (also a TimeoutError)
         └── HandshakeError        somebody answered, but not as a WebSocket server; `status` tells how
 
@@ -22,6 +23,7 @@ __all__ = [
     "HandshakeError",
     "NameResolutionError",
     "PyHVError",
+    "TlsError",
 ]
 
 
@@ -39,6 +41,10 @@ class NameResolutionError(ConnectError):
 
 class ConnectionRefused(ConnectError, ConnectionRefusedError):  # noqa: N818 - named like its builtin base
     """Nobody listens at the address."""
+
+
+class TlsError(ConnectError):
+    """The server does not speak TLS, or its certificate is not to be trusted."""
 
 
 class ConnectTimeout(ConnectError, TimeoutError):  # noqa: N818 - named like its builtin base

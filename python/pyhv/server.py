@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -91,6 +92,9 @@ class HvWebServer(_native.Server):
         port: int,
         host: str = "127.0.0.1",
         *,
+        tls_port: int | None = None,
+        certfile: str | os.PathLike[str] | None = None,
+        keyfile: str | os.PathLike[str] | None = None,
         max_message_size: int = 16 << 20,
         max_buffered: int = 16 << 20,
         max_pending_bytes: int = 64 << 20,
@@ -105,6 +109,11 @@ class HvWebServer(_native.Server):
 
         :param port: 0 lets the system choose one; `port` tells which.
         :param host: a name or address; "0.0.0.0" is every IPv4 address of the machine.
+        :param tls_port: serves https and wss there, beside http and ws on `port`, with the same handlers: TLS 1.2 and
+            1.3, HTTP/2 where the client knows it. 0 lets the system choose one; the property `tls_port` tells which.
+        :param certfile: PEM file with the certificate and its chain. It and `keyfile` are looked at again when a client
+            connects, once a second at most: a renewed certificate needs no restart.
+        :param keyfile: PEM file with the private key; None: it is in `certfile`.
         :param max_message_size: a larger WebSocket message ends its channel with 1009.
         :param max_buffered: a channel with more than this waiting to be sent is closed with 1008.
         :param max_pending_bytes: when callbacks for this much wait for a tick, reading pauses until the next.
@@ -116,11 +125,26 @@ class HvWebServer(_native.Server):
         :param close_timeout: time for the closing handshake of a WebSocket.
 
         Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
-        server runs already; ValueError for a setting out of range. Runs `on_init` the first time.
+        server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs `on_init` the first time.
         """
         settings = {
-            name: value for name, value in locals().items() if name not in ("self", "port", "host", "__class__")
+            "max_message_size": max_message_size,
+            "max_buffered": max_buffered,
+            "max_pending_bytes": max_pending_bytes,
+            "max_channel_pending_bytes": max_channel_pending_bytes,
+            "max_header_size": max_header_size,
+            "max_body_size": max_body_size,
+            "header_timeout": header_timeout,
+            "body_timeout": body_timeout,
+            "close_timeout": close_timeout,
         }
+        tls = None
+        if tls_port is not None:
+            if certfile is None:
+                raise ValueError(f"tls_port={tls_port} needs certfile= (`pyhv dev-cert` makes one for development)")
+            tls = (tls_port, certfile, certfile if keyfile is None else keyfile)
+        elif certfile is not None or keyfile is not None:
+            raise ValueError("certfile= and keyfile= need tls_port=, the port for https and wss")
         if not self._initialized and not self.is_running:
             self._initialized = True
             try:
@@ -128,7 +152,7 @@ class HvWebServer(_native.Server):
             except BaseException:
                 self._initialized = False
                 raise
-        self._start(host, port, settings)
+        self._start(host, port, tls, settings)
 
     def run(
         self,

@@ -6,6 +6,7 @@ use crate::endpoint::{Endpoint, Phase};
 use crate::inbox::Event;
 use crate::runtime::IoThread;
 use crate::server::{guarded, packed, pairs};
+use crate::transport::Transport;
 use crate::wire::{self, Role};
 use bytes::Bytes;
 use http::{Request, header};
@@ -17,6 +18,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// Where to connect to and what to ask for; checked by the caller.
 #[derive(Clone, Debug)]
@@ -35,6 +39,8 @@ pub struct Target {
     pub headers: Vec<(header::HeaderName, header::HeaderValue)>,
     /// Subprotocols offered, in order of preference.
     pub protocols: Vec<String>,
+    /// For wss: whom to trust.
+    pub tls: Option<Arc<ClientConfig>>,
 }
 
 /// Why there is no connection.
@@ -44,6 +50,8 @@ pub enum ConnectError {
     Resolve(String, io::Error),
     /// No address took the connection.
     Connect(SocketAddr, io::Error),
+    /// TLS failed: the certificate, usually.
+    Tls(String),
     /// `open_timeout` passed.
     TimedOut(String),
     /// Somebody answered, but not as a WebSocket server.
@@ -62,7 +70,7 @@ impl fmt::Display for ConnectError {
         match self {
             Self::Resolve(host, error) => write!(f, "cannot resolve {host}: {error}"),
             Self::Connect(address, error) => write!(f, "cannot connect to {address}: {error}"),
-            Self::TimedOut(text) | Self::Handshake { text, .. } => f.write_str(text),
+            Self::Tls(text) | Self::TimedOut(text) | Self::Handshake { text, .. } => f.write_str(text),
             Self::Cancelled => f.write_str("closed while connecting"),
         }
     }
@@ -120,10 +128,19 @@ async fn open(
     io: &Arc<IoThread>,
     endpoint: &Arc<Endpoint>,
     target: &Target,
-) -> Result<(TcpStream, Handshake, Bytes), ConnectError> {
+) -> Result<(Transport, Handshake, Bytes), ConnectError> {
     let stream = connect_tcp(target).await?;
     let _ = stream.set_nodelay(true);
     let remote = stream.peer_addr().ok();
+    let stream = match &target.tls {
+        None => Transport::Tcp(stream),
+        Some(config) => {
+            let tls = |error: &dyn fmt::Display| ConnectError::Tls(format!("TLS with {} failed: {error}", target.url));
+            let name = ServerName::try_from(target.host.clone()).map_err(|error| tls(&error))?;
+            let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
+            Transport::Tls(Box::new(stream.map_err(|error| tls(&explained(&error)))?.into()))
+        }
+    };
     let failed = |error: &dyn fmt::Display| ConnectError::Handshake {
         status: None,
         text: format!("{} is not a WebSocket server: {error}", target.url),
@@ -163,9 +180,18 @@ async fn open(
     )?;
     let headers = packed(response.headers());
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error))?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().map_err(|_| failed(&"the connection was lost"))?;
+    let parts = upgraded.downcast::<TokioIo<Transport>>().map_err(|_| failed(&"the connection was lost"))?;
     let handshake = Handshake { url: target.url.clone(), headers, remote, subprotocol };
     Ok((parts.io.into_inner(), handshake, parts.read_buf))
+}
+
+/// rustls' word, with what is probably meant where that is not what the user did.
+fn explained(error: &io::Error) -> String {
+    let text = error.to_string();
+    if text.contains("InvalidContentType") {
+        return "the server does not speak TLS on this port (is it a ws:// URL?)".to_owned();
+    }
+    text
 }
 
 /// Tries the addresses of the host one after the other.

@@ -21,21 +21,22 @@ use crate::endpoint::{Endpoint, Live, Side};
 use crate::inbox::Event;
 use crate::outbuf::{Flushed, OutBuf};
 use crate::runtime::{IoThread, panic_text};
+use crate::transport::Transport;
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError, Violation};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::any::Any;
 use std::cell::RefCell;
 use std::future::Future;
-use std::net::{Shutdown, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Size of the read buffer that all connections of an I/O thread share.
 const SCRATCH: usize = 64 << 10;
@@ -98,7 +99,7 @@ enum State {
 
 #[derive(Debug)]
 struct Inner {
-    stream: Option<TcpStream>,
+    stream: Option<Transport>,
     decoder: Decoder,
     out: OutBuf,
     state: State,
@@ -166,7 +167,7 @@ impl Connection {
         endpoint: &Arc<Endpoint>,
         io: &Arc<IoThread>,
         role: Role,
-        stream: TcpStream,
+        stream: Transport,
         handshake: Handshake,
         first: &[u8],
     ) {
@@ -580,19 +581,34 @@ impl Connection {
         }
     }
 
+    /// Writes until nothing is left or the socket is full; in the latter case the task is woken when it is not.
     fn flush(self: &Arc<Self>, inner: &mut Inner) {
-        let Some(stream) = &inner.stream else { return };
-        let (written, result) = inner.out.flush(|slices| stream.try_write_vectored(slices));
+        let Some(stream) = &mut inner.stream else { return };
+        // The pump writes on behalf of the task: with the task's waker a full socket wakes the task, not the pump.
+        let Some(waker) = &inner.waker else {
+            inner.blocked = true;
+            return;
+        };
+        let mut cx = Context::from_waker(waker);
+        let (written, result) =
+            inner.out.flush(|slices| match Pin::new(&mut *stream).poll_write_vectored(&mut cx, slices) {
+                Poll::Ready(result) => result,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            });
         self.buffered.fetch_sub(written, Ordering::Relaxed);
+        let result = match result {
+            Ok(Flushed::All) => match Pin::new(stream).poll_flush(&mut cx) {
+                Poll::Ready(result) => result.map(|()| Flushed::All),
+                Poll::Pending => Ok(Flushed::Blocked),
+            },
+            other => other,
+        };
         match result {
             Ok(Flushed::All) => {
                 inner.blocked = false;
                 self.flushed(inner);
             }
-            Ok(Flushed::Blocked) => {
-                inner.blocked = true;
-                self.wake(inner);
-            }
+            Ok(Flushed::Blocked) => inner.blocked = true,
             Err(_) => self.lost(inner),
         }
     }
@@ -610,16 +626,25 @@ impl Connection {
         }
         match (self.role, inner.peer_closed) {
             // RFC 6455 section 7.1.1: the server closes the TCP connection first.
-            (Role::Server, true) => self.finish(inner),
+            (Role::Server, true) => {
+                self.half_close(inner);
+                self.finish(inner);
+            }
             // The peer broke the protocol or does not read: half-close and read on until it has gone, because
             // closing with unread input would reset the connection and take our close frame with it.
             (Role::Server, false) => {
-                if let Some(stream) = &inner.stream {
-                    let _ = socket2::SockRef::from(stream).shutdown(Shutdown::Write);
-                }
+                self.half_close(inner);
             }
             // The client waits for the server to close.
             (Role::Client, _) => {}
+        }
+    }
+
+    /// Ends our direction: TLS's close_notify, then TCP's FIN.
+    fn half_close(&self, inner: &mut Inner) {
+        if let (Some(stream), Some(waker)) = (&mut inner.stream, &inner.waker) {
+            // Not waited for: a socket too full for it is dropped by the timer.
+            let _ = Pin::new(stream).poll_shutdown(&mut Context::from_waker(waker));
         }
     }
 
@@ -724,18 +749,7 @@ impl Connection {
             inner.waker = Some(cx.waker().clone());
         }
         if inner.blocked {
-            match inner.stream.as_ref().map(|stream| stream.poll_write_ready(cx)) {
-                Some(Poll::Ready(Ok(()))) => {
-                    inner.blocked = false;
-                    self.flush(inner);
-                    // Full again: the readiness was just taken, so this registers for the next.
-                    if inner.blocked {
-                        cx.waker().wake_by_ref();
-                    }
-                }
-                Some(Poll::Ready(Err(_))) => self.lost(inner),
-                Some(Poll::Pending) | None => {}
-            }
+            self.flush(inner);
         }
         for _ in 0..READS_PER_TURN {
             if inner.state == State::Closed {

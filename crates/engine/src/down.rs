@@ -187,8 +187,13 @@ impl DownQueue {
         len
     }
 
-    /// Empties the queue for as long as the I/O thread lives.
-    pub(crate) async fn pump(io: Arc<IoThread>) {
+    /// Empties the queue for as long as the I/O thread lives. Runs outside tokio's budget for tasks that behave: a
+    /// broadcast to thousands would use it up and leave each connection to its own task.
+    pub(crate) fn pump(io: Arc<IoThread>) -> impl Future<Output = ()> {
+        tokio::task::unconstrained(Self::run(io))
+    }
+
+    async fn run(io: Arc<IoThread>) {
         let mut log = Log::default();
         let mut touched = Vec::new();
         loop {

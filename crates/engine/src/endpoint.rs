@@ -154,6 +154,17 @@ impl Endpoint {
         deliver(io, self, Event::Log(text));
     }
 
+    /// A function that logs complaints of one kind, for an owner that may outlive the endpoint.
+    pub fn reporter(self: &Arc<Self>, kind: &'static str) -> impl Fn(String) + Send + Sync + 'static {
+        let endpoint = Arc::downgrade(self);
+        let io = Arc::clone(&self.runtime.threads[0]);
+        move |text| {
+            if let Some(endpoint) = endpoint.upgrade() {
+                endpoint.complain(&io, kind, || text);
+            }
+        }
+    }
+
     pub(crate) fn register(&self, conn: &Arc<Connection>) -> u32 {
         let shards = self.shards.len();
         let shard = conn.io().index;

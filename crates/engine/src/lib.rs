@@ -11,6 +11,7 @@
 //! * [`inbox`]: the queue going up; [`wake`]: the descriptor that is readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
 //! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`client`]: connecting;
+//! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`settings`]: every limit and timeout with its default.
 
 pub mod client;
@@ -24,6 +25,8 @@ pub mod router;
 pub mod runtime;
 pub mod server;
 pub mod settings;
+pub mod tls;
+mod transport;
 pub mod wake;
 
 pub use pyhv_wire as wire;

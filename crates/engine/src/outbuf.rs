@@ -91,10 +91,8 @@ impl OutBuf {
         while !self.chunks.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let mut used = 0;
-            let mut offered = 0;
             for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
                 *slice = IoSlice::new(chunk.rest());
-                offered += chunk.rest().len();
                 used += 1;
             }
             match write(&slices[..used]) {
@@ -102,10 +100,6 @@ impl OutBuf {
                 Ok(n) => {
                     total += n;
                     self.advance(n);
-                    // A short write means a full socket: asking again would cost a system call to hear EAGAIN.
-                    if n < offered {
-                        return (total, Ok(Flushed::Blocked));
-                    }
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return (total, Ok(Flushed::Blocked)),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

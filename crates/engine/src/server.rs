@@ -8,6 +8,7 @@ use crate::inbox::Event;
 use crate::request::{HttpRequest, HttpResponse, Responder};
 use crate::router::{Found, Router};
 use crate::runtime::{IoThread, panic_text};
+use crate::transport::Transport;
 use crate::wire::{self, Role};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -28,11 +29,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 /// Connections that the kernel completes before we accept them.
 const BACKLOG: i32 = 4096;
 /// After an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Name or address.
+    pub host: String,
+    /// Port for http and ws; 0 lets the system choose one.
+    pub port: u16,
+    /// Port for https and wss, if any, with the certificate.
+    pub tls: Option<(u16, Arc<ServerConfig>)>,
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug)]
+pub struct ListenError {
+    /// The port.
+    pub port: u16,
+    /// Why.
+    pub error: io::Error,
+}
 
 /// A server's sockets and routes.
 #[derive(Debug)]
@@ -41,47 +65,70 @@ pub struct Server {
     pub endpoint: Arc<Endpoint>,
     /// Guards the routes while they are replaced by a longer list; read for one lookup.
     routes: Arc<RwLock<Arc<Router>>>,
-    /// The addresses it listens on.
+    /// The addresses it listens on for http and ws.
     pub addresses: Vec<SocketAddr>,
+    /// The addresses it listens on for https and wss.
+    pub tls_addresses: Vec<SocketAddr>,
 }
 
 impl Server {
-    /// Listens on every address of `host` and begins to accept. `port` 0 lets the system choose one.
+    /// Listens on every address of the host and begins to accept, on all ports or on none.
     ///
     /// # Errors
     /// When the name does not resolve or an address cannot be bound.
-    pub fn start(endpoint: Arc<Endpoint>, router: Router, host: &str, port: u16) -> io::Result<Self> {
+    pub fn start(endpoint: Arc<Endpoint>, router: Router, listen: Listen) -> Result<Self, ListenError> {
         let routes = Arc::new(RwLock::new(Arc::new(router)));
-        let mut addresses = Vec::new();
-        let mut listeners = Vec::new();
-        for address in resolve(host, port)? {
-            let mut address: SocketAddr = address;
-            if port == 0
-                && let Some(first) = addresses.first()
-            {
-                // One port for all addresses of a name.
-                address.set_port(SocketAddr::port(first));
-            }
-            let listener = listen(address)?;
-            addresses.push(listener.local_addr()?);
-            listeners.push(listener);
+        let (listeners, addresses) = bind(&listen.host, listen.port)?;
+        let mut all: Vec<_> = listeners.into_iter().map(|listener| (listener, None)).collect();
+        let mut tls_addresses = Vec::new();
+        if let Some((port, config)) = listen.tls {
+            let (listeners, bound) = bind(&listen.host, port)?;
+            tls_addresses = bound;
+            let acceptor = TlsAcceptor::from(config);
+            all.extend(listeners.into_iter().map(|listener| (listener, Some(acceptor.clone()))));
         }
         let first = &endpoint.runtime.threads[0];
-        for listener in listeners {
+        for (listener, tls) in all {
             let listener = {
                 let _context = first.handle.enter();
-                TcpListener::from_std(listener)?
+                TcpListener::from_std(listener).map_err(|error| ListenError { port: listen.port, error })?
             };
-            let accept = accept(listener, Arc::clone(&endpoint), Arc::clone(&routes));
-            guarded(first, &endpoint, accept);
+            let shared = Shared { endpoint: Arc::clone(&endpoint), routes: Arc::clone(&routes), tls };
+            guarded(first, &endpoint, accept(listener, shared));
         }
-        Ok(Self { endpoint, routes, addresses })
+        Ok(Self { endpoint, routes, addresses, tls_addresses })
     }
 
     /// Replaces the routes; requests from now on see them.
     pub fn set_routes(&self, router: Router) {
         *self.routes.write() = Arc::new(router);
     }
+}
+
+/// What the connections of one listener share.
+#[derive(Clone)]
+struct Shared {
+    endpoint: Arc<Endpoint>,
+    routes: Arc<RwLock<Arc<Router>>>,
+    tls: Option<TlsAcceptor>,
+}
+
+fn bind(host: &str, port: u16) -> Result<(Vec<StdListener>, Vec<SocketAddr>), ListenError> {
+    let failed = |error| ListenError { port, error };
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    let mut listeners = Vec::new();
+    for mut address in resolve(host, port).map_err(failed)? {
+        if port == 0
+            && let Some(first) = addresses.first()
+        {
+            // One port for all addresses of a name.
+            address.set_port(first.port());
+        }
+        let listener = listen(address).map_err(failed)?;
+        addresses.push(listener.local_addr().map_err(failed)?);
+        listeners.push(listener);
+    }
+    Ok((listeners, addresses))
 }
 
 fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
@@ -141,7 +188,8 @@ pub(crate) fn guarded(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>, task: impl F
     io.handle.spawn(task);
 }
 
-async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, routes: Arc<RwLock<Arc<Router>>>) {
+async fn accept(listener: TcpListener, shared: Shared) {
+    let endpoint = Arc::clone(&shared.endpoint);
     let first = Arc::clone(&endpoint.runtime.threads[0]);
     let mut phase = endpoint.phase();
     loop {
@@ -168,7 +216,7 @@ async fn accept(listener: TcpListener, endpoint: Arc<Endpoint>, routes: Arc<RwLo
         let _ = stream.set_nodelay(true);
         let io = Arc::clone(endpoint.runtime.next_thread());
         let Some(stream) = moved(stream, &io, &first) else { continue };
-        let task = serve(stream, remote, Arc::clone(&io), Arc::clone(&endpoint), Arc::clone(&routes));
+        let task = serve(stream, remote, Arc::clone(&io), shared.clone());
         guarded(&io, &endpoint, task);
     }
 }
@@ -183,27 +231,124 @@ fn moved(stream: TcpStream, to: &Arc<IoThread>, from: &Arc<IoThread>) -> Option<
     TcpStream::from_std(stream).ok()
 }
 
-/// One TCP connection for as long as it speaks HTTP.
-async fn serve(
-    stream: TcpStream,
-    remote: SocketAddr,
-    io: Arc<IoThread>,
-    endpoint: Arc<Endpoint>,
-    routes: Arc<RwLock<Arc<Router>>>,
-) {
-    let mut phase = endpoint.phase();
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(endpoint.settings.header_timeout)
-        .max_buf_size(endpoint.settings.max_header_size);
+/// The first byte of a TLS connection: a handshake record (RFC 8446 section 5.1). No HTTP method begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Looks which protocol the client speaks, and does the TLS handshake. `None`: it is not ours to go on with.
+async fn secured(stream: TcpStream, remote: SocketAddr, io: &Arc<IoThread>, shared: &Shared) -> Option<Transport> {
+    let mut first = [0];
+    if stream.peek(&mut first).await.ok()? == 0 {
+        return None;
+    }
+    let speaks_tls = first[0] == TLS_HANDSHAKE;
+    let endpoint = &shared.endpoint;
+    match (&shared.tls, speaks_tls) {
+        (None, false) => Some(Transport::Tcp(stream)),
+        (Some(acceptor), true) => match acceptor.accept(stream).await {
+            Ok(stream) => Some(Transport::Tls(Box::new(stream.into()))),
+            Err(error) => {
+                endpoint.complain(io, "tls handshake", || format!("TLS handshake of {remote} failed: {error}"));
+                None
+            }
+        },
+        (None, true) => {
+            endpoint.complain(io, "tls on the plain port", || {
+                format!("{remote} spoke TLS to a port for http and ws: https and wss need tls_port")
+            });
+            // Its TLS library reports this as a "wrong version number" or "packet length too long".
+            refuse(stream, "This port speaks http and ws, not TLS.\n").await;
+            None
+        }
+        (Some(_), false) => {
+            endpoint.complain(io, "http on the tls port", || {
+                format!("{remote} spoke plain HTTP to tls_port: use https or wss")
+            });
+            refuse(stream, "This port speaks TLS: use https or wss.\n").await;
+            None
+        }
+    }
+}
+
+/// Answers 400 in plain HTTP and reads what the client sent, so that closing does not reset the connection before
+/// the answer was read.
+async fn refuse(mut stream: TcpStream, text: &str) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let length = text.len();
+    let head = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n";
+    let answer = format!("{head}Content-Length: {length}\r\n\r\n{text}");
+    if stream.write_all(answer.as_bytes()).await.is_err() || stream.shutdown().await.is_err() {
+        return;
+    }
+    // Some kilobytes, not whatever a client cares to send.
+    let mut rest = [0; 1024];
+    for _ in 0..64 {
+        match stream.read(&mut rest).await {
+            Ok(n) if n > 0 => {}
+            _ => return,
+        }
+    }
+}
+
+/// One connection for as long as it speaks HTTP.
+async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThread>, shared: Shared) {
+    let mut phase = shared.endpoint.phase();
+    let settings = &shared.endpoint.settings;
+    let secured = tokio::time::timeout(settings.header_timeout, secured(stream, remote, &io, &shared));
+    let transport = tokio::select! {
+        secured = secured => match secured {
+            Ok(Some(transport)) => transport,
+            Ok(None) | Err(_) => return,
+        },
+        // Nothing was asked yet (a browser's spare connection): nothing is lost.
+        _ = phase.wait_for(|p| *p != Phase::Running) => return,
+    };
+    let http2 = transport.speaks_http2();
     let begun = AtomicBool::new(false);
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
-        let (io, endpoint, routes) = (Arc::clone(&io), Arc::clone(&endpoint), Arc::clone(&routes));
-        async move { Ok::<_, Infallible>(answer(request, remote, &io, &endpoint, &routes).await) }
+        let (io, shared) = (Arc::clone(&io), shared.clone());
+        async move { Ok::<_, Infallible>(answer(request, remote, &io, &shared.endpoint, &shared.routes).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    if http2 {
+        let mut builder = hyper::server::conn::http2::Builder::new(OnThisThread);
+        builder.timer(TokioTimer::new()).max_header_list_size(limit(settings.max_header_size));
+        let connection = builder.serve_connection(TokioIo::new(transport), service);
+        drive(connection, phase, &begun, |connection| connection.graceful_shutdown()).await;
+    } else {
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(settings.header_timeout)
+            .max_buf_size(settings.max_header_size);
+        let connection = builder.serve_connection(TokioIo::new(transport), service).with_upgrades();
+        drive(connection, phase, &begun, |connection| connection.graceful_shutdown()).await;
+    }
+}
+
+fn limit(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// HTTP/2 runs each request as a task, on the I/O thread that owns the connection.
+#[derive(Clone, Copy)]
+struct OnThisThread;
+
+impl<F> hyper::rt::Executor<F> for OnThisThread
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::spawn(task);
+    }
+}
+
+/// Serves one connection until it ends or the server stops.
+async fn drive<C: Future>(
+    connection: C,
+    mut phase: watch::Receiver<Phase>,
+    begun: &AtomicBool,
+    shut_down: impl Fn(Pin<&mut C>),
+) {
     let mut connection = std::pin::pin!(connection);
     let mut stopping = false;
     loop {
@@ -212,11 +357,11 @@ async fn serve(
             _ = connection.as_mut() => return,
             changed = phase.wait_for(|p| *p == Phase::Aborting || (!stopping && *p == Phase::Stopping)) => {
                 match changed.map(|p| *p) {
-                    // Nothing was asked on it (a browser's spare connection): hyper would wait for the first request.
+                    // Nothing was asked on it: hyper would wait for the first request.
                     Ok(Phase::Stopping) if !begun.load(Ordering::Relaxed) => return,
                     Ok(Phase::Stopping) => {
                         stopping = true;
-                        connection.as_mut().graceful_shutdown();
+                        shut_down(connection.as_mut());
                     }
                     _ => return,
                 }
@@ -268,7 +413,13 @@ async fn answer(
             return with(response, header::ALLOW, allow);
         }
     };
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    // HTTP/2 sends the host as a pseudo-header (RFC 9113 section 8.3.1): a program finds it where HTTP/1.1 has it.
+    if let Some(host) = parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
+        && !parts.headers.contains_key(header::HOST)
+    {
+        parts.headers.insert(header::HOST, host);
+    }
     let limit = endpoint.settings.max_body_size;
     let collected = tokio::time::timeout(endpoint.settings.body_timeout, Limited::new(body, limit).collect()).await;
     let body = match collected {
@@ -367,7 +518,7 @@ fn upgrade(
     guarded(io, endpoint, async move {
         // An error: the client left before it had read the 101.
         let Ok(upgraded) = upgraded.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+        let Ok(parts) = upgraded.downcast::<TokioIo<Transport>>() else { return };
         let stream = parts.io.into_inner();
         Connection::open(&endpoint_here, &io_here, Role::Server, stream, handshake, &parts.read_buf);
     });

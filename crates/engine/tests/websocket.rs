@@ -8,7 +8,7 @@ use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::request::HttpResponse;
 use pyhv_engine::router::Router;
-use pyhv_engine::server::Server;
+use pyhv_engine::server::{Listen, Server};
 use pyhv_engine::settings::Settings;
 use pyhv_engine::wire::{self, Decoder, MessageKind, Opcode, Role};
 use std::collections::HashMap;
@@ -44,7 +44,7 @@ impl Program {
         let mut router = Router::default();
         router.add(Some("GET"), "/hello/:name", 7).unwrap();
         let endpoint = Endpoint::new(settings, None).unwrap();
-        let server = Server::start(endpoint, router, "127.0.0.1", 0).unwrap();
+        let server = Server::start(endpoint, router, Listen { host: "127.0.0.1".into(), port: 0, tls: None }).unwrap();
         Self { server, conns: HashMap::new(), requests: Vec::new(), seen: Vec::new(), largest: 0, echo: false }
     }
 

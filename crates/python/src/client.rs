@@ -10,6 +10,7 @@ use pyhv_engine::connection::Connection;
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::Event;
+use pyhv_engine::tls::client_config;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::MessageKind;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -71,6 +72,7 @@ fn error_object(py: Python<'_>, error: &ConnectError) -> PyResult<Py<PyAny>> {
             errors.getattr("ConnectionRefused")?.call1((text,))?
         }
         ConnectError::Connect(..) | ConnectError::Cancelled => errors.getattr("ConnectError")?.call1((text,))?,
+        ConnectError::Tls(_) => errors.getattr("TlsError")?.call1((text,))?,
         ConnectError::TimedOut(_) => errors.getattr("ConnectTimeout")?.call1((text,))?,
         ConnectError::Handshake { status, .. } => errors.getattr("HandshakeError")?.call1((text, *status))?,
     };
@@ -204,6 +206,7 @@ impl WebSocketClient {
         path: String,
         headers: Vec<(String, String)>,
         protocols: Vec<String>,
+        tls: Option<&Bound<'_, PyDict>>,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
         let headers =
@@ -217,7 +220,10 @@ impl WebSocketClient {
             return Err(PyValueError::new_err(format!("{url:?} is not a WebSocket URL")));
         }
         let settings = convert::settings(options)?;
-        let target = Target { url, host, port, authority, path, headers, protocols };
+        let tls = tls
+            .map(|tls| client_config(&convert::trust(tls)?).map_err(|error| convert::tls_error(&error)))
+            .transpose()?;
+        let target = Target { url, host, port, authority, path, headers, protocols, tls };
         let mut state = self.state.lock();
         if matches!(*state, State::Connecting(_) | State::Open(_)) {
             if let Some(endpoint) = self.current() {

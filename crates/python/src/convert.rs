@@ -1,11 +1,13 @@
 //! Messages, timeouts and settings from and to Python.
 
 use pyhv_engine::settings::Settings;
+use pyhv_engine::tls::{TlsError, Trust};
 use pyhv_engine::wire::{self, MessageKind, Opcode};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyString};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Longest time a setting or timeout may have; beyond it the clock's arithmetic would overflow.
@@ -132,4 +134,48 @@ fn time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
         .extract::<f64>()
         .map_err(|_| PyTypeError::new_err(format!("{name}={value} is not a number of seconds")))?;
     seconds(name, number)
+}
+
+/// What is wrong with a certificate file, as Python says such things: OSError for the file, ValueError for its content.
+pub(crate) fn tls_error(error: &TlsError) -> PyErr {
+    let text = error.to_string();
+    match error {
+        TlsError::File { error, .. } => match error.raw_os_error() {
+            Some(errno) => PyOSError::new_err((errno, text.split(" (os error ").next().unwrap_or(&text).to_owned())),
+            None => PyOSError::new_err(text),
+        },
+        TlsError::Content { .. } | TlsError::Other(_) => PyValueError::new_err(text),
+    }
+}
+
+/// A client's `tls` argument: None without TLS, else a dict of the arguments that were given.
+pub(crate) fn trust(options: &Bound<'_, PyDict>) -> PyResult<Trust> {
+    let mut trust = Trust::default();
+    let (mut certfile, mut keyfile) = (None, None);
+    for (name, value) in options {
+        let name: String = name.extract()?;
+        match name.as_str() {
+            "ca_file" => trust.ca_file = Some(value.extract()?),
+            "fingerprint" => trust.fingerprint = Some(fingerprint(&value.extract::<String>()?)?),
+            "client_certfile" => certfile = Some(value.extract::<PathBuf>()?),
+            "client_keyfile" => keyfile = Some(value.extract::<PathBuf>()?),
+            "accept_any_certificate" => trust.anybody = value.extract()?,
+            _ => return Err(PyTypeError::new_err(format!("there is no TLS setting {name}"))),
+        }
+    }
+    if let Some(certfile) = certfile {
+        let keyfile = keyfile.unwrap_or_else(|| certfile.clone());
+        trust.identity = Some((certfile, keyfile));
+    }
+    Ok(trust)
+}
+
+/// 32 bytes in hexadecimal, with or without colons.
+fn fingerprint(text: &str) -> PyResult<[u8; 32]> {
+    let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
+    bytes.filter(|_| digits.len() == 64).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
+        PyValueError::new_err(format!("fingerprint={text:?} is not a SHA-256: 64 hexadecimal digits, colons allowed"))
+    })
 }

@@ -38,6 +38,17 @@ fn io_threads() -> usize {
     pyhv_engine::runtime::io_threads()
 }
 
+/// Makes a local authority and a certificate for `names`: PEM of the authority, of the certificate with its chain, and
+/// of the certificate's key.
+#[pyfunction]
+fn make_dev_certificates(names: Vec<String>) -> PyResult<(String, String, String)> {
+    if names.is_empty() {
+        return Err(PyValueError::new_err("names is empty: a certificate is for at least one host name or address"));
+    }
+    let made = pyhv_engine::tls::dev_certificates(&names).map_err(|error| convert::tls_error(&error))?;
+    Ok((made.authority, made.certificate, made.key))
+}
+
 /// Registered with `os.register_at_fork`.
 #[pyfunction]
 fn _after_fork_in_child() {
@@ -56,5 +67,5 @@ mod _native {
     #[pymodule_export]
     use super::server::Server;
     #[pymodule_export]
-    use super::{_after_fork_in_child, io_threads, set_io_threads};
+    use super::{_after_fork_in_child, io_threads, make_dev_certificates, set_io_threads};
 }

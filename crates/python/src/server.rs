@@ -10,6 +10,7 @@ use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::Event;
 use pyhv_engine::router::Router;
 use pyhv_engine::server as engine;
+use pyhv_engine::tls::server_config;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::{MessageKind, Opcode};
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
@@ -18,6 +19,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -218,10 +220,16 @@ impl Server {
     #[pyo3(signature = (*_args, **_kwargs))]
     fn __init__(&self, _args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) {}
 
-    /// Listens; returns the port.
-    fn _start(&self, py: Python<'_>, host: &str, port: i64, options: &Bound<'_, PyDict>) -> PyResult<u16> {
-        let number = u16::try_from(port)
-            .map_err(|_| PyValueError::new_err(format!("port={port} is not between 0 and 65535")))?;
+    /// Listens. tls: port, certificate file and key file.
+    fn _start(
+        &self,
+        py: Python<'_>,
+        host: String,
+        port: i64,
+        tls: Option<(i64, PathBuf, PathBuf)>,
+        options: &Bound<'_, PyDict>,
+    ) -> PyResult<()> {
+        let number = port_number("port", port)?;
         if let Some(server) = self.running() {
             check_process(&server.endpoint, "server")?;
             let address = server.addresses[0];
@@ -230,16 +238,24 @@ impl Server {
         let settings = convert::settings(options)?;
         let wake = self.wake.lock().clone();
         let router = self.router.lock().clone();
-        let started = py.detach(|| {
-            let endpoint = Endpoint::new(settings, wake)?;
-            engine::Server::start(endpoint, router, host, number)
-        });
-        let server = started.map_err(|error| listen_error(host, port, &error))?;
-        let port = server.addresses[0].port();
+        let tls =
+            tls.map(|(port, cert, key)| Ok::<_, PyErr>((port_number("tls_port", port)?, cert, key))).transpose()?;
+        let server = py.detach(|| {
+            let endpoint = Endpoint::new(settings, wake).map_err(PyErr::from)?;
+            let tls = match tls {
+                None => None,
+                Some((port, certfile, keyfile)) => {
+                    let report = endpoint.reporter("certificate");
+                    Some((port, server_config(&certfile, &keyfile, report).map_err(|e| convert::tls_error(&e))?))
+                }
+            };
+            let listen = engine::Listen { host: host.clone(), port: number, tls };
+            engine::Server::start(endpoint, router, listen).map_err(|e| listen_error(&host, &e))
+        })?;
         self.stop_requested.store(false, Ordering::Relaxed);
         self.started_once.store(true, Ordering::Relaxed);
         *self.run.lock() = Some(Arc::new(server));
-        Ok(port)
+        Ok(())
     }
 
     /// Adds a route. method: None for any.
@@ -395,6 +411,12 @@ impl Server {
         self.running().map(|server| server.addresses[0].port())
     }
 
+    /// The port it listens on for https and wss; None when it does not.
+    #[getter]
+    fn tls_port(&self) -> Option<u16> {
+        self.running().and_then(|server| server.tls_addresses.first().map(std::net::SocketAddr::port))
+    }
+
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         // Locked elsewhere means in use, so alive: nothing to find here this time.
         if let Some(channels) = self.channels.try_lock() {
@@ -424,9 +446,13 @@ impl Drop for Server {
     }
 }
 
-fn listen_error(host: &str, port: i64, error: &io::Error) -> PyErr {
-    let text = format!("cannot listen on {host}:{port}: {}", reason(error));
-    match error.raw_os_error() {
+fn port_number(name: &str, port: i64) -> PyResult<u16> {
+    u16::try_from(port).map_err(|_| PyValueError::new_err(format!("{name}={port} is not between 0 and 65535")))
+}
+
+fn listen_error(host: &str, failed: &engine::ListenError) -> PyErr {
+    let text = format!("cannot listen on {host}:{}: {}", failed.port, reason(&failed.error));
+    match failed.error.raw_os_error() {
         Some(errno) => PyOSError::new_err((errno, text)),
         None => PyOSError::new_err(text),
     }
