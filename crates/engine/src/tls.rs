@@ -18,8 +18,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName,
 use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as RustlsError, RootCertStore, ServerConfig,
-    SignatureScheme,
+    ClientConfig, DigitallySignedStruct, Error as RustlsError, RootCertStore, ServerConfig, SignatureScheme,
 };
 
 /// How often the files of a certificate are looked at, at most.
@@ -281,10 +280,12 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, RustlsError> {
-        if self.fingerprint.is_none_or(|pinned| pinned == fingerprint(end_entity)) {
+        let shown = fingerprint(end_entity);
+        if self.fingerprint.is_none_or(|pinned| pinned == shown) {
             return Ok(ServerCertVerified::assertion());
         }
-        Err(RustlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        let shown: Vec<String> = shown.iter().map(|byte| format!("{byte:02X}")).collect();
+        Err(RustlsError::General(format!("the server's certificate has the fingerprint {}", shown.join(":"))))
     }
 
     fn verify_tls12_signature(
