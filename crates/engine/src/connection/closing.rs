@@ -1,0 +1,193 @@
+//! The closing handshake (RFC 6455 section 7), seen from the I/O thread:
+//!
+//! | state     | peer's close      | violation         | program's close    | tick reached the close, or timeout | EOF, reset | flushed |
+//! |-----------|-------------------|-------------------|--------------------|------------------------------------|------------|---------|
+//! | Open      | event; Answering  | event; Answering  | frame; Closing     | -                                  | event; Closed | - |
+//! | Answering | -                 | -                 | frame; Draining    | frame; Draining                    | Closed     | - |
+//! | Closing   | event; Draining   | event; Draining   | -                  | event; Closed                      | event; Closed | - |
+//! | Draining  | -                 | -                 | -                  | Closed                             | Closed     | Closed if the peer's close is here and we are the server |
+//!
+//! *event* is the close event, put behind the messages that came before it; *frame* is our close frame, queued behind
+//! what the program has sent. Answering waits for the tick, so that what the program sends for the earlier messages
+//! leaves before the close frame; it is skipped in effect when the program has nothing undelivered.
+
+use super::{CloseInfo, CloseKind, Connection, GONE, Inner, State};
+use crate::down::{Command, DownQueue, deliver};
+use crate::endpoint::Side;
+use crate::inbox::Event;
+use crate::wire::{self, Violation};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+impl Connection {
+    /// Queues a close frame where the state allows one.
+    pub(crate) fn send_close(
+        self: &Arc<Self>,
+        kind: CloseKind,
+        code: Option<u16>,
+        reason: &str,
+        touched: &mut Vec<Arc<Self>>,
+    ) {
+        self.shut.fetch_max(GONE, Ordering::Relaxed);
+        let inner = &mut *self.inner.lock();
+        match (inner.state, kind) {
+            (State::Open, CloseKind::Local) => {
+                self.close_frame(inner, code, reason);
+                inner.state = State::Closing;
+                self.start_timer(inner);
+            }
+            (State::Open, CloseKind::Overflow) => self.drop_slow(inner),
+            (State::Answering, CloseKind::Local) if inner.peer_closed => {
+                self.close_frame(inner, code, reason);
+                self.drain(inner);
+            }
+            (State::Answering, _) => self.answer(inner),
+            _ => return,
+        }
+        self.touch(inner, touched);
+        self.wake(inner);
+    }
+
+    pub(super) fn close_frame(&self, inner: &mut Inner, code: Option<u16>, reason: &str) {
+        let mut payload = Vec::new();
+        wire::close::encode_payload(&mut payload, code, reason);
+        self.control(inner, wire::Opcode::Close, &payload);
+        // Broadcasts held back for a message that will never be finished.
+        let held: usize = std::mem::take(&mut inner.held).iter().map(Bytes::len).sum();
+        self.buffered.fetch_sub(held, Ordering::Relaxed);
+    }
+
+    pub(super) fn answer(self: &Arc<Self>, inner: &mut Inner) {
+        let (code, reason) = inner.answer.take().unwrap_or((None, ""));
+        self.close_frame(inner, code, reason);
+        self.drain(inner);
+    }
+
+    pub(super) fn drain(self: &Arc<Self>, inner: &mut Inner) {
+        inner.state = State::Draining;
+        self.start_timer(inner);
+    }
+
+    /// The peer does not read: throw away what waits, tell the program, say why if the peer ever reads.
+    pub(super) fn drop_slow(self: &Arc<Self>, inner: &mut Inner) {
+        const REASON: &str = "too slow: more than max_buffered bytes waited to be sent";
+        let dropped = inner.out.drop_unsent();
+        self.buffered.fetch_sub(dropped, Ordering::Relaxed);
+        self.endpoint.complain(&self.io, "max_buffered", || {
+            format!(
+                "channel {} closed with 1008: {dropped} bytes waited to be sent, the limit is max_buffered={}",
+                self.describe(),
+                self.endpoint.settings.max_buffered
+            )
+        });
+        self.close_frame(inner, Some(1008), REASON);
+        self.tell_close(inner, 1008, REASON);
+        self.drain(inner);
+        self.wake(inner);
+    }
+
+    /// Puts the close event into the inbox, once.
+    pub(super) fn tell_close(&self, inner: &mut Inner, code: u16, reason: &str) {
+        if inner.told {
+            return;
+        }
+        inner.told = true;
+        let _ = self.closed.set(Box::new(CloseInfo { code, reason: reason.to_owned() }));
+        deliver(&self.io, &self.endpoint, Event::Close { channel: self.channel() });
+    }
+
+    /// The socket is gone.
+    pub(super) fn lost(self: &Arc<Self>, inner: &mut Inner) {
+        if inner.state == State::Closed {
+            return;
+        }
+        self.shut.fetch_max(GONE, Ordering::Relaxed);
+        self.tell_close(inner, 1006, "");
+        self.finish(inner);
+    }
+
+    pub(super) fn finish(self: &Arc<Self>, inner: &mut Inner) {
+        inner.state = State::Closed;
+        inner.stream = None;
+        // What is still in the queue going down counts until the pump throws it away.
+        let held: usize = std::mem::take(&mut inner.held).iter().map(Bytes::len).sum();
+        let unsent = std::mem::take(&mut inner.out).len() + held;
+        self.buffered.fetch_sub(unsent, Ordering::Relaxed);
+        inner.pong = None;
+        self.endpoint.release(self.channel(), Side::Io);
+        self.wake(inner);
+    }
+
+    pub(super) fn start_timer(self: &Arc<Self>, inner: &mut Inner) {
+        inner.timer += 1;
+        let (conn, timer) = (Arc::downgrade(self), inner.timer);
+        let after: Duration = self.endpoint.settings.close_timeout;
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            if let Some(conn) = conn.upgrade() {
+                conn.timed_out(timer);
+            }
+        });
+    }
+
+    pub(super) fn timed_out(self: &Arc<Self>, timer: u32) {
+        let inner = &mut *self.inner.lock();
+        if inner.timer != timer {
+            return;
+        }
+        match inner.state {
+            State::Answering => {
+                self.answer(inner);
+                self.flush(inner);
+                self.wake(inner);
+            }
+            State::Open | State::Closed => {}
+            State::Closing | State::Draining => self.lost(inner),
+        }
+    }
+
+    pub(super) fn violated(self: &Arc<Self>, inner: &mut Inner, violation: &Violation) {
+        let Violation { code, reason } = *violation;
+        let limit = self.endpoint.settings.max_message_size;
+        let (kind, hint) = match code {
+            1009 => ("max_message_size", format!("; the limit is max_message_size={limit}")),
+            1007 => ("invalid data", String::new()),
+            _ => ("protocol error", String::new()),
+        };
+        self.endpoint
+            .complain(&self.io, kind, || format!("channel {} closed with {code}: {reason}{hint}", self.describe()));
+        self.ending(inner, code, reason, (Some(code), reason));
+    }
+
+    /// The peer's close frame or its violation, in its place behind the messages before it.
+    pub(super) fn ending(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        code: u16,
+        reason: &str,
+        answer: (Option<u16>, &'static str),
+    ) {
+        let caught_up = self.endpoint.inbox.is_done(inner.epoch);
+        self.tell_close(inner, code, reason);
+        if inner.state == State::Closing {
+            // Our own close frame is out or queued: a second one is not sent.
+            self.drain(inner);
+            if !inner.blocked {
+                self.flush(inner);
+            }
+            return;
+        }
+        inner.state = State::Answering;
+        inner.answer = Some(answer);
+        if caught_up {
+            // Through the queue, behind what the program has sent and the pump has not seen yet.
+            let conn = Arc::clone(self);
+            let command = Command::Close { conn, kind: CloseKind::Reply, code: None, reason: String::new() };
+            DownQueue::push(&self.io, command);
+        } else {
+            self.start_timer(inner);
+        }
+    }
+}

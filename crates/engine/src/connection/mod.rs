@@ -1,0 +1,330 @@
+//! One WebSocket connection: the codec joined to a socket, an out-buffer, and the closing handshake.
+//!
+//! The I/O side is one small task (`task::Drive`) per connection, which reads and, when the socket was full, writes; the
+//! pump of the I/O thread writes directly. Both run on the same thread.
+//!
+//! | module | holds |
+//! |---|---|
+//! | this one | what a connection is, and what the program's threads may do with it |
+//! | `task` | reading; writing when the socket was full |
+//! | `pump` | queueing and writing what the program sent |
+//! | `closing` | the closing handshake as a state machine |
+
+mod closing;
+mod pump;
+mod task;
+
+use crate::down::{Command, DownQueue, Part, deliver};
+use crate::endpoint::{Endpoint, Live};
+use crate::inbox::Event;
+use crate::outbuf::OutBuf;
+use crate::runtime::IoThread;
+use crate::transport::Transport;
+use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Waker;
+use task::Drive;
+
+/// The program may send.
+const OPEN: u8 = 0;
+/// The socket is gone, or the close event was delivered: sending is pointless.
+const GONE: u8 = 1;
+/// The program called close: what still arrives is dropped, as WHATWG's WebSocket does in its closing state.
+const CLOSED: u8 = 2;
+
+/// What the opening handshake told; lives as long as the channel.
+#[derive(Debug)]
+pub struct Handshake {
+    /// Server: the request target as sent, path and query. Client: the URL.
+    pub url: String,
+    /// Server: the request's headers; client: the response's. `name: value` lines, each ended by LF.
+    pub headers: Box<[u8]>,
+    /// The peer.
+    pub remote: Option<SocketAddr>,
+    /// The subprotocol agreed on.
+    pub subprotocol: Option<String>,
+}
+
+/// How a channel ended.
+#[derive(Debug)]
+pub struct CloseInfo {
+    /// The code of the peer's close frame, 1005 if it had none; without a close frame the code this side failed the
+    /// connection with, else 1006 (RFC 6455 section 7.1.5).
+    pub code: u16,
+    /// The reason that goes with it.
+    pub reason: String,
+}
+
+/// Why a close frame is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseKind {
+    /// The program asked.
+    Local,
+    /// The tick has delivered the close event: the peer's close, or its violation, is answered now.
+    Reply,
+    /// The peer reads too slowly: what waits is thrown away.
+    Overflow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Answering,
+    Closing,
+    Draining,
+    Closed,
+}
+
+#[derive(Debug)]
+struct Inner {
+    stream: Option<Transport>,
+    decoder: Decoder,
+    out: OutBuf,
+    state: State,
+    /// The tick has delivered the open event: a broadcast made before it is not for this channel.
+    announced: bool,
+    /// The peer's close frame has arrived.
+    peer_closed: bool,
+    /// The close event is in the inbox: exactly one.
+    told: bool,
+    /// The socket was full: the task waits for it to be writable.
+    blocked: bool,
+    /// In the pump's list of connections to flush.
+    touched: bool,
+    /// A message is being sent in fragments: broadcasts wait in `held`.
+    fragmented: bool,
+    /// Reading stopped until the batch is taken.
+    paused: bool,
+    /// Which timer is the valid one.
+    timer: u32,
+    /// Batch of the newest event, and what this connection has in it.
+    epoch: u64,
+    pending: usize,
+    held: Vec<Bytes>,
+    /// The newest ping that came while the socket was full; older ones need no answer (RFC 6455 section 5.5.3).
+    pong: Option<Box<[u8]>>,
+    /// What to answer with in state Answering.
+    answer: Option<(Option<u16>, &'static str)>,
+    waker: Option<Waker>,
+}
+
+/// One WebSocket connection, shared by the program's channel object and the I/O thread.
+#[derive(Debug)]
+pub struct Connection {
+    endpoint: Arc<Endpoint>,
+    io: Arc<IoThread>,
+    channel: OnceLock<u32>,
+    role: Role,
+    /// What the opening handshake told.
+    pub handshake: Box<Handshake>,
+    /// [`OPEN`], [`GONE`] or [`CLOSED`]; only ever rises. Relaxed: it decides whether a frame is worth queueing, and
+    /// the I/O thread looks at its own state again.
+    shut: AtomicU8,
+    /// Bytes queued and not yet written.
+    buffered: AtomicUsize,
+    /// The sequence of fragments; held while a frame is queued, so that sequence and queue agree.
+    outgoing: Mutex<Outgoing>,
+    closed: OnceLock<Box<CloseInfo>>,
+    /// The I/O side. Locked by the I/O thread alone, so never contended; the lock is what makes it shareable.
+    inner: Mutex<Inner>,
+}
+
+/// Why a frame was not sent.
+#[derive(Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The channel is closed.
+    Closed,
+    /// The caller's mistake.
+    Sequence(SequenceError),
+}
+
+impl Connection {
+    /// Takes over an upgraded socket, on the I/O thread that owns it: tells the program, then reads.
+    /// `first`: bytes that came right behind the handshake.
+    pub(crate) fn open(
+        endpoint: &Arc<Endpoint>,
+        io: &Arc<IoThread>,
+        role: Role,
+        stream: Transport,
+        handshake: Handshake,
+        first: &[u8],
+    ) {
+        let conn = Arc::new(Self {
+            endpoint: Arc::clone(endpoint),
+            io: Arc::clone(io),
+            channel: OnceLock::new(),
+            role,
+            handshake: Box::new(handshake),
+            shut: AtomicU8::new(OPEN),
+            buffered: AtomicUsize::new(0),
+            outgoing: Mutex::new(Outgoing::default()),
+            closed: OnceLock::new(),
+            inner: Mutex::new(Inner {
+                stream: Some(stream),
+                decoder: Decoder::new(role, endpoint.settings.max_message_size),
+                out: OutBuf::default(),
+                state: State::Open,
+                announced: false,
+                peer_closed: false,
+                told: false,
+                blocked: false,
+                touched: false,
+                fragmented: false,
+                paused: false,
+                timer: 0,
+                epoch: 0,
+                pending: 0,
+                held: Vec::new(),
+                pong: None,
+                answer: None,
+                waker: None,
+            }),
+        });
+        let live = Live::new(endpoint);
+        let _ = conn.channel.set(endpoint.register(&conn));
+        {
+            let inner = &mut *conn.inner.lock();
+            inner.epoch = endpoint.inbox.epoch();
+            deliver(io, endpoint, Event::Open(Arc::clone(&conn)));
+            if !first.is_empty() {
+                conn.received(inner, &mut first.to_vec());
+            }
+        }
+        if endpoint.is_stopping() {
+            // The stop's close-all went by before this connection was registered.
+            let mut touched = Vec::new();
+            conn.send_close(CloseKind::Local, Some(1001), "", &mut touched);
+        }
+        tokio::spawn(Drive { conn, _live: live });
+    }
+
+    /// The number of the channel within its endpoint.
+    #[must_use]
+    pub fn channel(&self) -> u32 {
+        self.channel.get().copied().unwrap_or(u32::MAX)
+    }
+
+    /// The endpoint it belongs to.
+    #[must_use]
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    pub(crate) fn io(&self) -> &Arc<IoThread> {
+        &self.io
+    }
+
+    // The program's side: from any thread.
+
+    /// Whether the program may send.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.shut.load(Ordering::Relaxed) == OPEN
+    }
+
+    /// Whether the program called [`Connection::close`]: messages that are still queued are not for it.
+    #[must_use]
+    pub fn is_closed_by_program(&self) -> bool {
+        self.shut.load(Ordering::Relaxed) == CLOSED
+    }
+
+    /// Bytes queued and not yet written to the socket.
+    #[must_use]
+    pub fn buffered_amount(&self) -> usize {
+        self.buffered.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_buffered(&self, len: usize) {
+        self.buffered.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// How it ended, once it has.
+    #[must_use]
+    pub fn close_info(&self) -> Option<&CloseInfo> {
+        self.closed.get().map(|info| &**info)
+    }
+
+    /// Queues a frame. `opcode` and `fin` as in [`Outgoing::next`].
+    ///
+    /// # Errors
+    /// When the channel is closed, or the frame does not fit the sequence of fragments.
+    pub fn send(
+        self: &Arc<Self>,
+        opcode: Option<wire::Opcode>,
+        kind: MessageKind,
+        fin: bool,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        if !self.is_open() {
+            return Err(SendError::Closed);
+        }
+        let mut outgoing = self.outgoing.lock();
+        let opcode = outgoing.next(opcode, kind, fin).map_err(SendError::Sequence)?;
+        let buffered = self.buffered_amount();
+        if buffered > 0 && buffered + payload.len() > self.endpoint.settings.max_buffered {
+            drop(outgoing);
+            self.overflow();
+            return Err(SendError::Closed);
+        }
+        let part = match (opcode.is_control(), fin, opcode) {
+            (false, false, _) => Part::More,
+            (false, true, wire::Opcode::Continuation) => Part::Last,
+            _ => Part::Whole,
+        };
+        // RFC 6455 section 5.3: a client masks every frame with a fresh unpredictable key.
+        let mask = (self.role == Role::Client).then(rand::random);
+        DownQueue::push_frame(self, opcode, fin, payload, mask, part);
+        Ok(())
+    }
+
+    /// Of a message sent in fragments that is not finished: its kind.
+    #[must_use]
+    pub fn open_message(&self) -> Option<MessageKind> {
+        self.outgoing.lock().kind()
+    }
+
+    /// Begins the closing handshake behind what has been sent. False: it was closed already.
+    pub fn close(self: &Arc<Self>, code: Option<u16>, reason: &str) -> bool {
+        if self.shut.fetch_max(CLOSED, Ordering::Relaxed) != OPEN {
+            return false;
+        }
+        let conn = Arc::clone(self);
+        let command = Command::Close { conn, kind: CloseKind::Local, code, reason: reason.to_owned() };
+        DownQueue::push(&self.io, command);
+        true
+    }
+
+    /// The tick delivers the open event: broadcasts from now on are for this channel too.
+    pub fn delivered_open(self: &Arc<Self>) {
+        DownQueue::push(&self.io, Command::Announce(Arc::clone(self)));
+    }
+
+    /// The tick delivers the close event: nothing more is sent, and the peer is answered.
+    pub fn delivered_close(self: &Arc<Self>) {
+        self.shut.fetch_max(GONE, Ordering::Relaxed);
+        let conn = Arc::clone(self);
+        let command = Command::Close { conn, kind: CloseKind::Reply, code: None, reason: String::new() };
+        DownQueue::push(&self.io, command);
+    }
+
+    fn overflow(self: &Arc<Self>) {
+        if self.shut.fetch_max(GONE, Ordering::Relaxed) != OPEN {
+            return;
+        }
+        let conn = Arc::clone(self);
+        let command = Command::Close { conn, kind: CloseKind::Overflow, code: None, reason: String::new() };
+        DownQueue::push(&self.io, command);
+    }
+
+    /// Whose connection, for a log line.
+    fn describe(&self) -> String {
+        match self.handshake.remote {
+            Some(remote) => format!("{} from {remote}", self.handshake.url),
+            None => self.handshake.url.clone(),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What the pump does with a connection: queue what the program sent, write it.
+
+use super::{Connection, GONE, Inner, State};
+use crate::down::{Part, deliver};
+use crate::inbox::Event;
+use crate::outbuf::{Flushed, OutBuf};
+use crate::runtime::panic_text;
+use crate::wire::{self, Role};
+use bytes::Bytes;
+use std::any::Any;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use tokio::io::AsyncWrite;
+
+impl Connection {
+    /// Queues bytes of the program.
+    pub(crate) fn queue(
+        self: &Arc<Self>,
+        append: impl FnOnce(&mut OutBuf),
+        len: usize,
+        part: Part,
+        touched: &mut Vec<Arc<Self>>,
+    ) {
+        let inner = &mut *self.inner.lock();
+        // Behind our close frame nothing may be sent (RFC 6455 section 5.5.1).
+        if !matches!(inner.state, State::Open | State::Answering) {
+            self.buffered.fetch_sub(len, Ordering::Relaxed);
+            return;
+        }
+        append(&mut inner.out);
+        match part {
+            Part::Whole => {}
+            Part::More => inner.fragmented = true,
+            Part::Last => {
+                inner.fragmented = false;
+                for bytes in std::mem::take(&mut inner.held) {
+                    inner.out.push_shared(bytes);
+                }
+            }
+        }
+        self.touch(inner, touched);
+    }
+
+    pub(crate) fn queue_broadcast(self: &Arc<Self>, bytes: &Bytes, touched: &mut Vec<Arc<Self>>) {
+        let inner = &mut *self.inner.lock();
+        if !inner.announced || !matches!(inner.state, State::Open | State::Answering) {
+            return;
+        }
+        let buffered = self.buffered_amount();
+        if buffered > 0 && buffered + bytes.len() > self.endpoint.settings.max_buffered {
+            self.shut.fetch_max(GONE, Ordering::Relaxed);
+            self.drop_slow(inner);
+        } else {
+            self.add_buffered(bytes.len());
+            if inner.fragmented {
+                inner.held.push(bytes.clone());
+            } else {
+                inner.out.push_shared(bytes.clone());
+            }
+        }
+        self.touch(inner, touched);
+    }
+
+    pub(super) fn touch(self: &Arc<Self>, inner: &mut Inner, touched: &mut Vec<Arc<Self>>) {
+        if !inner.touched {
+            inner.touched = true;
+            touched.push(Arc::clone(self));
+        }
+    }
+
+    /// Writes what the pump has queued.
+    pub(crate) fn flush_touched(self: &Arc<Self>) {
+        let inner = &mut *self.inner.lock();
+        inner.touched = false;
+        if !inner.blocked {
+            self.flush(inner);
+        }
+    }
+
+    pub(crate) fn announce(&self) {
+        self.inner.lock().announced = true;
+    }
+
+    /// The batch was taken: read on.
+    pub(crate) fn resume(&self) {
+        let inner = &mut *self.inner.lock();
+        inner.paused = false;
+        self.wake(inner);
+    }
+
+    /// Drops the connection without a closing handshake.
+    pub(crate) fn abort(self: &Arc<Self>) {
+        let inner = &mut *self.inner.lock();
+        // A last try without waiting: a close frame queued just now still leaves.
+        if !inner.blocked {
+            self.flush(inner);
+        }
+        self.lost(inner);
+    }
+
+    /// A panic while this connection was served: it ends, and the tick raises.
+    pub(crate) fn fault(self: &Arc<Self>, panic: &(dyn Any + Send)) {
+        deliver(&self.io, &self.endpoint, Event::Fault(panic_text(panic)));
+        self.abort();
+    }
+
+    pub(super) fn wake(&self, inner: &mut Inner) {
+        if let Some(waker) = &inner.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    pub(super) fn control(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) {
+        let mask = (self.role == Role::Client).then(rand::random);
+        let tail = inner.out.tail();
+        let before = tail.len();
+        wire::encode_frame(tail, opcode, true, payload, mask);
+        let len = tail.len() - before;
+        self.add_buffered(len);
+    }
+
+    /// Writes until nothing is left or the socket is full; in the latter case the task is woken when it is not.
+    pub(super) fn flush(self: &Arc<Self>, inner: &mut Inner) {
+        let Some(stream) = &mut inner.stream else { return };
+        // The pump writes on behalf of the task: with the task's waker a full socket wakes the task, not the pump.
+        let Some(waker) = &inner.waker else {
+            inner.blocked = true;
+            return;
+        };
+        let mut cx = Context::from_waker(waker);
+        let (written, result) =
+            inner.out.flush(|slices| match Pin::new(&mut *stream).poll_write_vectored(&mut cx, slices) {
+                Poll::Ready(result) => result,
+                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+            });
+        self.buffered.fetch_sub(written, Ordering::Relaxed);
+        let result = match result {
+            Ok(Flushed::All) => match Pin::new(stream).poll_flush(&mut cx) {
+                Poll::Ready(result) => result.map(|()| Flushed::All),
+                Poll::Pending => Ok(Flushed::Blocked),
+            },
+            other => other,
+        };
+        match result {
+            Ok(Flushed::All) => {
+                inner.blocked = false;
+                self.flushed(inner);
+            }
+            Ok(Flushed::Blocked) => inner.blocked = true,
+            Err(_) => self.lost(inner),
+        }
+    }
+
+    /// Nothing is left to write: the closing handshake may be over.
+    pub(super) fn flushed(self: &Arc<Self>, inner: &mut Inner) {
+        if let Some(payload) = inner.pong.take()
+            && matches!(inner.state, State::Open | State::Answering)
+        {
+            self.control(inner, wire::Opcode::Pong, &payload);
+            return self.flush(inner);
+        }
+        if inner.state != State::Draining {
+            return;
+        }
+        match (self.role, inner.peer_closed) {
+            // RFC 6455 section 7.1.1: the server closes the TCP connection first.
+            (Role::Server, true) => {
+                self.half_close(inner);
+                self.finish(inner);
+            }
+            // The peer broke the protocol or does not read: half-close and read on until it has gone, because
+            // closing with unread input would reset the connection and take our close frame with it.
+            (Role::Server, false) => {
+                self.half_close(inner);
+            }
+            // The client waits for the server to close.
+            (Role::Client, _) => {}
+        }
+    }
+
+    /// Ends our direction: TLS's close_notify, then TCP's FIN.
+    pub(super) fn half_close(&self, inner: &mut Inner) {
+        if let (Some(stream), Some(waker)) = (&mut inner.stream, &inner.waker) {
+            // Not waited for: a socket too full for it is dropped by the timer.
+            let _ = Pin::new(stream).poll_shutdown(&mut Context::from_waker(waker));
+        }
+    }
+}

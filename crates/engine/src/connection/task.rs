@@ -1,0 +1,141 @@
+//! The task of a connection: reading, and writing when the socket was full.
+
+use super::{Connection, Inner, State};
+use crate::down::DownQueue;
+use crate::endpoint::Live;
+use crate::wire::{self, Role};
+use std::cell::RefCell;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Size of the read buffer that all connections of an I/O thread share.
+const SCRATCH: usize = 64 << 10;
+/// Reads in a row before other connections get their turn.
+const READS_PER_TURN: usize = 4;
+
+thread_local! {
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
+
+impl Connection {
+    /// Bytes arrived.
+    pub(super) fn received(self: &Arc<Self>, inner: &mut Inner, data: &mut [u8]) {
+        if !matches!(inner.state, State::Open | State::Closing) || inner.peer_closed {
+            return;
+        }
+        let deliver_messages = inner.state == State::Open;
+        let channel = self.channel();
+        let mut closed = None;
+        let mut pong = None;
+        let mut filling = self.endpoint.inbox.fill();
+        let epoch = filling.epoch();
+        let Inner { decoder, epoch: last_epoch, pending, out, blocked, .. } = inner;
+        let mut pongs = 0;
+        let result = decoder.decode(data, &mut |event| match event {
+            wire::Event::Message { kind, payload } => {
+                if deliver_messages {
+                    if *last_epoch != epoch {
+                        *last_epoch = epoch;
+                        *pending = 0;
+                    }
+                    *pending += filling.batch().push_message(channel, kind, payload);
+                }
+            }
+            wire::Event::Ping(payload) if *blocked => pong = Some(Box::from(payload)),
+            wire::Event::Ping(payload) => {
+                let mask = (self.role == Role::Client).then(rand::random);
+                let tail = out.tail();
+                let before = tail.len();
+                wire::encode_frame(tail, wire::Opcode::Pong, true, payload, mask);
+                pongs += tail.len() - before;
+            }
+            wire::Event::Pong(_) => {}
+            wire::Event::Close { code, reason } => closed = Some((code, reason.to_owned())),
+        });
+        if deliver_messages {
+            let waiting = if inner.epoch == epoch { inner.pending } else { 0 };
+            inner.paused |= filling.pause_if_full(self, waiting);
+        }
+        if filling.finish() {
+            DownQueue::wake_later(&self.io, &self.endpoint);
+        }
+        if pong.is_some() {
+            inner.pong = pong;
+        }
+        if let Some((code, reason)) = closed {
+            inner.peer_closed = true;
+            self.ending(inner, code.unwrap_or(1005), &reason, (code, ""));
+        } else if let Err(violation) = result {
+            self.violated(inner, &violation);
+        }
+        if pongs > 0 {
+            self.add_buffered(pongs);
+            if !inner.blocked {
+                self.flush(inner);
+            }
+        }
+    }
+
+    pub(super) fn poll(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let inner = &mut *self.inner.lock();
+        if !inner.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            inner.waker = Some(cx.waker().clone());
+        }
+        if inner.blocked {
+            self.flush(inner);
+        }
+        for _ in 0..READS_PER_TURN {
+            if inner.state == State::Closed {
+                return Poll::Ready(());
+            }
+            if inner.state == State::Open && !inner.paused && self.endpoint.inbox.is_full() {
+                inner.paused = self.endpoint.inbox.fill().pause_if_full(self, 0);
+            }
+            // Only an open channel is paused: one that closes must read on to see the peer's close or its end.
+            if inner.state == State::Open && inner.paused {
+                return Poll::Pending;
+            }
+            let done = READ_BUFFER.with_borrow_mut(|scratch| {
+                let stream = inner.stream.as_mut()?;
+                let mut buf = ReadBuf::new(scratch);
+                match Pin::new(stream).poll_read(cx, &mut buf) {
+                    Poll::Pending => return Some(Poll::Pending),
+                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => self.received(inner, buf.filled_mut()),
+                    Poll::Ready(_) => self.lost(inner),
+                }
+                None
+            });
+            if let Some(done) = done {
+                return done;
+            }
+        }
+        if inner.state == State::Closed {
+            return Poll::Ready(());
+        }
+        // More may wait to be read: after the others' turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// The task of one connection.
+pub(super) struct Drive {
+    pub(super) conn: Arc<Connection>,
+    pub(super) _live: Live,
+}
+
+impl Future for Drive {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let conn = &self.conn;
+        catch_unwind(AssertUnwindSafe(|| conn.poll(cx))).unwrap_or_else(|panic| {
+            conn.fault(panic.as_ref());
+            Poll::Ready(())
+        })
+    }
+}
