@@ -21,7 +21,7 @@ from pyhv.errors import (
     PyHVError,
     TlsError,
 )
-from pyhv.http import Headers, HttpResponse, QueryParams
+from pyhv.http import Headers, HttpResponse, QueryParams, WsUpgrade
 from pyhv.opcode import WsOpcode
 from pyhv.server import Handler, HvWebServer
 
@@ -42,6 +42,7 @@ __all__ = [
     "TlsError",
     "WebSocketChannel",
     "WsOpcode",
+    "WsUpgrade",
     "__version__",
     "io_threads",
     "set_io_threads",

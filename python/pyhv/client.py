@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pyhv import _native
@@ -80,6 +80,9 @@ class HvWebSocketClient(_native.WebSocketClient):
         """A message arrived, with its opcode, `WsOpcode.TEXT` or `WsOpcode.BINARY`. Calls `on_message`."""
         self.on_message(msg)
 
+    def on_drain(self) -> None:
+        """Everything that was sent has left, after the socket had been full: time to send more."""
+
     def on_error(self, exc: Exception) -> None:
         """`connect` failed with `exc`, a `ConnectError`, and `on_close` follows; or a callback raised `exc`, which
         has been logged, and the connection is being closed with 1011."""
@@ -101,6 +104,9 @@ class HvWebSocketClient(_native.WebSocketClient):
         max_header_size: int = 16 << 10,
         open_timeout: float = 10.0,
         close_timeout: float = 5.0,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float | None = 20.0,
+        slow_policy: Literal["close", "drop_newest", "drop_oldest"] = "close",
     ) -> None:
         """Begins to connect, and returns at once; `on_open`, or `on_error` and `on_close`, follow on a later tick.
 
@@ -122,6 +128,10 @@ class HvWebSocketClient(_native.WebSocketClient):
         :param max_header_size: largest head of the server's handshake response; at least 8192.
         :param open_timeout: time for resolving, connecting and the opening handshake together.
         :param close_timeout: time for the closing handshake.
+        :param ping_interval: how often the server is pinged by the native side; None: never.
+        :param ping_timeout: silence after a ping, after which the connection is closed with 1011; None: never.
+        :param slow_policy: what happens when `max_buffered` is reached: "close" with 1008, "drop_newest" or
+            "drop_oldest" messages, which `dropped` counts.
 
         Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
         connecting. Any thread; never blocks.
@@ -161,6 +171,10 @@ class HvWebSocketClient(_native.WebSocketClient):
             "max_header_size": max_header_size,
             "open_timeout": open_timeout,
             "close_timeout": close_timeout,
+            "ping_interval": ping_interval,
+            "ping_timeout": ping_timeout,
+            "slow_policy": slow_policy,
+            "tell_drain": "on_drain" in self.__dict__ or type(self).on_drain is not HvWebSocketClient.on_drain,
         }
         self._connect(url, host, port, authority, path, pairs, list(subprotocols), tls if secure else None, settings)
         self._close_timeout = close_timeout

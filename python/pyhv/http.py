@@ -6,13 +6,34 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
-__all__ = ["Headers", "HttpResponse", "QueryParams"]
+if TYPE_CHECKING:
+    from pyhv._native import HttpRequest
+
+__all__ = ["Headers", "HttpResponse", "QueryParams", "WsUpgrade"]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
+#: Headers that the WebSocket handshake itself sets.
+_HANDSHAKE = {
+    "connection",
+    "content-length",
+    "sec-websocket-accept",
+    "sec-websocket-extensions",
+    "sec-websocket-protocol",
+    "sec-websocket-version",
+    "transfer-encoding",
+    "upgrade",
+}
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 section 5.5: no control characters
+
+
+def _check_header(name: str, value: str) -> None:
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(f"{name!r} is not a header name")
+    if not _VALUE.fullmatch(value):
+        raise ValueError(f"header {name}: {value!r} has control characters or is not Latin-1")
 
 
 class Headers(Mapping[str, str]):
@@ -114,6 +135,8 @@ class HttpResponse:
 
     @status.setter
     def status(self, status: int) -> None:
+        if status < 200:
+            raise ValueError(f"status={status}: an answer's status is 200 or above")
         self._status = HTTPStatus(status)
 
     @property
@@ -157,26 +180,19 @@ class HttpResponse:
 
         Raises ValueError for a name that is no token or a value with CR, LF or other control characters.
         """
-        self._check(name, value)
+        _check_header(name, value)
         wanted = name.lower()
         self._headers = [pair for pair in self._headers if pair[0].lower() != wanted]
         self._headers.append((name, value))
 
     def add_header(self, name: str, value: str) -> None:
         """Adds a header beside others of the same name. Raises ValueError as `set_header` does."""
-        self._check(name, value)
+        _check_header(name, value)
         self._headers.append((name, value))
 
     def set_content_type(self, content_type: str) -> None:
         """Sets the Content-Type header."""
         self.set_header("Content-Type", content_type)
-
-    @staticmethod
-    def _check(name: str, value: str) -> None:
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{name!r} is not a header name")
-        if not _VALUE.fullmatch(value):
-            raise ValueError(f"header {name}: {value!r} has control characters or is not Latin-1")
 
     def _finish(self, result: object) -> None:
         """Takes what the handler returned: a status, or a body to answer with."""
@@ -195,3 +211,90 @@ class HttpResponse:
                 "a handler returns a status, str, bytes, dict, list or None, "
                 f"not {type(result).__name__} ({result!r:.80})"
             )
+
+
+class WsUpgrade:
+    """A client asks for a WebSocket: what `on_ws_upgrade` decides on.
+
+    `accept` or `refuse` it, or return: None and True accept, False refuses with 403, a status refuses with it. Used on
+    the thread that ticks, inside the callback; nothing blocks.
+    """
+
+    __slots__ = ("_decision", "_request")
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+        self._decision: tuple[int, list[tuple[str, str]], bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The request target as sent: path and query."""
+        return self._request.url
+
+    @property
+    def path(self) -> str:
+        """The path of `url`, percent-decoded."""
+        return self._request.path
+
+    @property
+    def query(self) -> QueryParams:
+        """The query parameters of `url`."""
+        return self._request.query
+
+    @property
+    def headers(self) -> Headers:
+        """The headers of the request."""
+        return self._request.headers
+
+    @property
+    def remote_address(self) -> tuple[str, int]:
+        """The peer's address: (host, port)."""
+        return self._request.remote_address
+
+    @property
+    def subprotocols(self) -> list[str]:
+        """The subprotocols that the client offers, in its order of preference."""
+        offered = ",".join(self.headers.get_all("Sec-WebSocket-Protocol"))
+        return [name for name in (part.strip() for part in offered.split(",")) if name]
+
+    def accept(
+        self, subprotocol: str | None = None, headers: Mapping[str, str] | Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Accepts. Raises ValueError for a subprotocol that was not offered, or a header that cannot be sent.
+
+        :param subprotocol: the one to speak; None: the first of `start(subprotocols=...)` that the client offers.
+        :param headers: further headers of the 101 response; those of the handshake itself are not among them.
+        """
+        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+        for name, value in pairs:
+            _check_header(name, value)
+            if name.lower() in _HANDSHAKE:
+                raise ValueError(f"headers: {name} is set by the WebSocket handshake itself")
+        if subprotocol is not None:
+            if subprotocol not in self.subprotocols:
+                raise ValueError(f"subprotocol={subprotocol!r} is not among those offered: {self.subprotocols}")
+            pairs.append(("Sec-WebSocket-Protocol", subprotocol))
+        self._decision = (HTTPStatus.SWITCHING_PROTOCOLS, pairs, b"")
+
+    def refuse(self, status: int = HTTPStatus.FORBIDDEN, text: str | None = None) -> None:
+        """Refuses with a status of 300 or above and a plain text, by default the status' own phrase."""
+        if status < 300:
+            raise ValueError(f"refuse status={status} is not 300 or above")
+        status = HTTPStatus(status)
+        if text is None:
+            text = f"{status.value} {status.phrase}\n"
+        self._decision = (status, [("Content-Type", "text/plain; charset=utf-8")], text.encode())
+
+    def _finish(self, result: object) -> None:
+        """Answers with what was decided or returned."""
+        if self._decision is None:
+            if result is None or result is True:
+                self.accept()
+            elif result is False:
+                self.refuse()
+            elif isinstance(result, int):
+                self.refuse(result)
+            else:
+                raise TypeError(f"on_ws_upgrade returns None, True, False or a status, not {result!r:.80}")
+        if self._decision is not None:
+            self._request._respond(*self._decision)

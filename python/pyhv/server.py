@@ -6,14 +6,14 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 from pyhv import _native
 from pyhv._native import HttpRequest, WebSocketChannel
-from pyhv.http import HttpResponse
+from pyhv.http import HttpResponse, WsUpgrade
 
 __all__ = ["Handler", "HvWebServer"]
 
@@ -78,6 +78,17 @@ class HvWebServer(_native.Server):
     def on_ws_close(self, channel: WebSocketChannel) -> None:
         """A WebSocket has ended; `channel.close_code` and `channel.close_reason` tell how. Nothing follows."""
 
+    def on_ws_upgrade(self, request: WsUpgrade) -> bool | int | None:
+        """A client asks for a WebSocket: `request.accept(...)` or `request.refuse(...)`, or return None or True to
+        accept, False to refuse with 403, a status to refuse with it.
+
+        Without an override every client is accepted that `allowed_origins` lets in, and no tick is needed for it.
+        """
+        return None
+
+    def on_ws_drain(self, channel: WebSocketChannel) -> None:
+        """Everything that was sent on `channel` has left, after its socket had been full: time to send more."""
+
     def on_error(self, exc: Exception) -> None:
         """A callback raised `exc`, which has been logged with its traceback.
 
@@ -104,6 +115,19 @@ class HvWebServer(_native.Server):
         header_timeout: float = 30.0,
         body_timeout: float = 30.0,
         close_timeout: float = 5.0,
+        handshake_timeout: float = 10.0,
+        upgrade_timeout: float = 10.0,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float | None = 20.0,
+        idle_timeout: float | None = None,
+        app_stall_timeout: float | None = None,
+        slow_policy: Literal["close", "drop_newest", "drop_oldest"] = "close",
+        max_connections: int = 65_536,
+        max_connections_per_address: int | None = None,
+        max_headers: int = 100,
+        max_upgrades_per_second: float | None = None,
+        allowed_origins: Literal["*"] | Iterable[str] | None = None,
+        subprotocols: Iterable[str] = (),
     ) -> None:
         """Listens, and returns at once. Sizes are in bytes, times in seconds.
 
@@ -123,6 +147,21 @@ class HvWebServer(_native.Server):
         :param header_timeout: time for a request head to arrive, and between two requests of a connection.
         :param body_timeout: time for a request body to arrive; then 408.
         :param close_timeout: time for the closing handshake of a WebSocket.
+        :param handshake_timeout: time for TLS, and for the first byte, after connecting.
+        :param upgrade_timeout: time for `on_ws_upgrade` to run; then 503.
+        :param ping_interval: how often a WebSocket peer is pinged by the native side; None: never.
+        :param ping_timeout: silence after a ping, after which the channel is closed with 1011; None: never.
+        :param idle_timeout: time without a message in either direction, after which a channel is closed with 1001.
+        :param app_stall_timeout: time without a tick, after which every channel is closed with 1013.
+        :param slow_policy: what happens when `max_buffered` is reached: "close" the channel with 1008, "drop_newest"
+            or "drop_oldest" messages, which `channel.dropped` counts.
+        :param max_connections: further connections are closed as they come.
+        :param max_connections_per_address: the same for one client address.
+        :param max_headers: a request with more header fields is answered with 431.
+        :param max_upgrades_per_second: further WebSocket handshakes are answered with 503.
+        :param allowed_origins: which web pages may open a WebSocket: None (the default) those of the same host, "*" all,
+            or a list of origins such as "https://example.com". Clients that are no browsers send no origin.
+        :param subprotocols: what the server speaks, the preferred first; `channel.subprotocol` tells what was agreed.
 
         Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
         server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs `on_init` the first time.
@@ -137,6 +176,21 @@ class HvWebServer(_native.Server):
             "header_timeout": header_timeout,
             "body_timeout": body_timeout,
             "close_timeout": close_timeout,
+            "handshake_timeout": handshake_timeout,
+            "upgrade_timeout": upgrade_timeout,
+            "ping_interval": ping_interval,
+            "ping_timeout": ping_timeout,
+            "idle_timeout": idle_timeout,
+            "app_stall_timeout": app_stall_timeout,
+            "slow_policy": slow_policy,
+            "max_connections": max_connections,
+            "max_connections_per_address": max_connections_per_address,
+            "max_headers": max_headers,
+            "max_upgrades_per_second": max_upgrades_per_second,
+            "allowed_origins": allowed_origins if allowed_origins in (None, "*") else _names(allowed_origins),
+            "subprotocols": _names(subprotocols),
+            "ask_upgrade": self._overrides("on_ws_upgrade"),
+            "tell_drain": self._overrides("on_ws_drain"),
         }
         tls = None
         if tls_port is not None:
@@ -285,7 +339,15 @@ class HvWebServer(_native.Server):
 
         return decorate
 
+    def _overrides(self, name: str) -> bool:
+        """Whether the program has a callback of its own: without one the native side need not ask or tell."""
+        return name in self.__dict__ or getattr(type(self), name) is not getattr(HvWebServer, name)
+
     # Called by the native tick
+
+    def _on_upgrade(self, request: HttpRequest) -> None:
+        upgrade = WsUpgrade(request)
+        upgrade._finish(self.on_ws_upgrade(upgrade))
 
     def _on_request(self, number: int, request: HttpRequest) -> None:
         response = HttpResponse()
@@ -301,6 +363,11 @@ class HvWebServer(_native.Server):
 
     def _warn(self, text: str) -> None:
         _log.warning("%s", text)
+
+
+def _names(names: Iterable[str] | None) -> list[str] | str:
+    """A list, except that one str, which would be taken for its letters, is left for the error that names it."""
+    return names if isinstance(names, str) else list(names or ())
 
 
 @contextmanager

@@ -116,7 +116,7 @@ pub fn connect(endpoint: &Arc<Endpoint>, target: Target) -> Attempt {
         };
         match opened {
             Ok((stream, handshake, first)) => {
-                Connection::open(&endpoint, &io, Role::Client, stream, handshake, &first);
+                Connection::open(&endpoint, &io, Role::Client, stream, handshake, &first, None);
             }
             Err(error) => deliver(&io, &endpoint, Event::ConnectFailed(Box::new(error))),
         }

@@ -10,6 +10,7 @@
 use crate::connection::{CloseKind, Connection};
 use crate::endpoint::Endpoint;
 use crate::inbox::Event;
+use crate::outbuf::OutBuf;
 use crate::request::HttpResponse;
 use crate::runtime::IoThread;
 use crate::wire;
@@ -157,7 +158,7 @@ impl DownQueue {
     ) -> usize {
         let io = conn.io();
         let (len, now);
-        if payload.len() >= LARGE {
+        if payload.len() >= LARGE || conn.keeps_frames_apart() {
             let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);
             wire::encode_frame(&mut frame, opcode, fin, payload, mask);
             len = frame.len();
@@ -246,7 +247,9 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], touched: &mut Vec<A
         }
         Command::Frame { conn, bytes, part } => {
             let len = bytes.len();
-            conn.queue(|out| out.push_shared(bytes), len, part, touched);
+            let droppable = part == Part::Whole && conn.keeps_frames_apart() && bytes[0] & 0x08 == 0;
+            let push = |out: &mut OutBuf| if droppable { out.push_droppable(bytes) } else { out.push_shared(bytes) };
+            conn.queue(push, len, part, touched);
         }
         Command::Announce(conn) => conn.announce(),
         Command::Broadcast { endpoint, bytes, exclude } => {

@@ -1,7 +1,7 @@
 //! What a server or a client shares with its connections: the inbox, the settings, the register of channels, and
 //! the signal to stop.
 
-use crate::connection::Connection;
+use crate::connection::{Connection, keepalive};
 use crate::down::{Command, DownQueue, deliver};
 use crate::inbox::{Batch, Event, Inbox};
 use crate::runtime::{self, IoThread, Runtime};
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use slab::Slab;
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -64,12 +65,49 @@ pub struct Endpoint {
     forks: u32,
     /// When each kind of complaint was last logged, and how many were not since. Guards the map for one look.
     complaints: Mutex<HashMap<&'static str, Complaint>>,
+    /// Guards the counts of connections for one look.
+    seats: Mutex<Seats>,
+    /// The program has ticked since the last sweep.
+    ticked: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Complaint {
     logged: Instant,
     silenced: u64,
+    /// All there have been.
+    count: u64,
+}
+
+/// What the limits on connections look at.
+#[derive(Debug, Default)]
+struct Seats {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+    /// Upgrades that may still happen, and when that was worked out.
+    upgrades: Option<(f64, Instant)>,
+}
+
+/// One connection counted towards the limits, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    endpoint: Arc<Endpoint>,
+    address: Option<IpAddr>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.endpoint.seats.lock();
+        seats.total -= 1;
+        if let Some(address) = self.address
+            && let Some(count) = seats.by_address.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                seats.by_address.remove(&address);
+            }
+        }
+    }
 }
 
 /// How often one kind of complaint is logged: a hostile client must not fill the log.
@@ -112,10 +150,13 @@ impl Endpoint {
             phase: watch::Sender::new(Phase::Running),
             forks: runtime::forks(),
             complaints: Mutex::default(),
+            seats: Mutex::default(),
+            ticked: AtomicBool::new(true),
             runtime,
         });
         for io in &endpoint.runtime.threads {
             io.introduce(&endpoint);
+            io.handle.spawn(keepalive::sweep(Arc::downgrade(&endpoint), io.index));
         }
         Ok(endpoint)
     }
@@ -132,26 +173,68 @@ impl Endpoint {
         let now = Instant::now();
         let silenced = {
             let mut complaints = self.complaints.lock();
-            match complaints.get_mut(kind) {
-                Some(complaint) if now.duration_since(complaint.logged) < COMPLAIN_EVERY => {
-                    complaint.silenced += 1;
-                    return;
-                }
-                Some(complaint) => {
-                    complaint.logged = now;
-                    std::mem::take(&mut complaint.silenced)
-                }
-                None => {
-                    complaints.insert(kind, Complaint { logged: now, silenced: 0 });
-                    0
-                }
+            let complaint = complaints.entry(kind).or_insert(Complaint { logged: now, silenced: 0, count: 0 });
+            complaint.count += 1;
+            if complaint.count > 1 && now.duration_since(complaint.logged) < COMPLAIN_EVERY {
+                complaint.silenced += 1;
+                return;
             }
+            complaint.logged = now;
+            std::mem::take(&mut complaint.silenced)
         };
         let mut text = text();
         if silenced > 0 {
             text.push_str(&format!(" ({silenced} more of this kind were not logged)"));
         }
         deliver(io, self, Event::Log(text));
+    }
+
+    /// How many complaints of each kind there have been; limits go by the name of their setting.
+    #[must_use]
+    pub fn complaints(&self) -> Vec<(&'static str, u64)> {
+        self.complaints.lock().iter().map(|(kind, complaint)| (*kind, complaint.count)).collect()
+    }
+
+    /// Counts a connection in, or names the limit that it is over.
+    pub(crate) fn seat(self: &Arc<Self>, address: IpAddr) -> Result<Seat, &'static str> {
+        let mut seats = self.seats.lock();
+        if seats.total >= self.settings.max_connections {
+            return Err("max_connections");
+        }
+        let mut counted = None;
+        if let Some(limit) = self.settings.max_connections_per_address {
+            let count = seats.by_address.entry(address).or_default();
+            if *count >= limit {
+                return Err("max_connections_per_address");
+            }
+            *count += 1;
+            counted = Some(address);
+        }
+        seats.total += 1;
+        Ok(Seat { endpoint: Arc::clone(self), address: counted })
+    }
+
+    /// Whether one more upgrade keeps to `max_upgrades_per_second`: a bucket of one second's worth, filled evenly.
+    pub(crate) fn may_upgrade(&self) -> bool {
+        let Some(rate) = self.settings.max_upgrades_per_second else { return true };
+        let now = Instant::now();
+        let mut seats = self.seats.lock();
+        let full = rate.max(1.0);
+        let left = seats.upgrades.map_or(full, |(left, then)| full.min(left + rate * (now - then).as_secs_f64()));
+        let may = left >= 1.0;
+        seats.upgrades = Some((if may { left - 1.0 } else { left }, now));
+        may
+    }
+
+    /// The program ticks.
+    #[inline]
+    pub fn note_tick(&self) {
+        self.ticked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has since the last time this was asked.
+    pub(crate) fn ticked(&self) -> bool {
+        self.ticked.swap(false, Ordering::Relaxed)
     }
 
     /// A function that logs complaints of one kind, for an owner that may outlive the endpoint.

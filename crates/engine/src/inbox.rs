@@ -58,6 +58,13 @@ pub enum Event {
         /// The channel's number within its endpoint.
         channel: u32,
     },
+    /// A channel whose socket was full has written everything.
+    Drain {
+        /// The channel's number within its endpoint.
+        channel: u32,
+    },
+    /// A WebSocket handshake on which the program decides: an answer with status 101 accepts.
+    Upgrade(Box<HttpRequest>),
     /// An HTTP request for a handler of the program.
     Request(Box<HttpRequest>),
     /// The client got no connection.
@@ -105,9 +112,9 @@ impl Batch {
                 Event::Message { len, .. } => *len,
                 Event::LargeMessage { data, .. } => data.len(),
                 Event::Open(conn) => CONNECTION_COST + conn.handshake.headers.len() + conn.handshake.url.len(),
-                Event::Request(request) => CONNECTION_COST + request.body.len(),
+                Event::Request(request) | Event::Upgrade(request) => CONNECTION_COST + request.body.len(),
                 Event::Log(text) | Event::Fault(text) => text.len(),
-                Event::Close { .. } | Event::ConnectFailed(_) | Event::Taken => 0,
+                Event::Close { .. } | Event::Drain { .. } | Event::ConnectFailed(_) | Event::Taken => 0,
             };
         self.events.push(event);
     }

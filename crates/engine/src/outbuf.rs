@@ -12,15 +12,19 @@ const MAX_SLICES: usize = 64;
 
 #[derive(Debug)]
 enum Chunk {
+    /// Frames of our own making, one behind the other.
     Owned { data: Vec<u8>, written: usize },
+    /// One frame.
     Shared(Bytes),
+    /// One message's only frame, which may be dropped while no byte of it has left.
+    Droppable(Bytes),
 }
 
 impl Chunk {
     fn rest(&self) -> &[u8] {
         match self {
             Self::Owned { data, written } => &data[*written..],
-            Self::Shared(bytes) => bytes,
+            Self::Shared(bytes) | Self::Droppable(bytes) => bytes,
         }
     }
 }
@@ -70,6 +74,27 @@ impl OutBuf {
         }
     }
 
+    pub(crate) fn push_droppable(&mut self, bytes: Bytes) {
+        self.chunks.push_back(Chunk::Droppable(bytes));
+    }
+
+    /// Drops the messages that have waited longest, until `excess` bytes are gone or none is left that may be dropped;
+    /// returns how many messages and bytes that were.
+    pub(crate) fn drop_oldest(&mut self, excess: usize) -> (u64, usize) {
+        let (mut messages, mut bytes) = (0, 0);
+        let mut index = usize::from(self.partial);
+        while bytes < excess && index < self.chunks.len() {
+            if let Chunk::Droppable(frame) = &self.chunks[index] {
+                messages += 1;
+                bytes += frame.len();
+                self.chunks.remove(index);
+            } else {
+                index += 1;
+            }
+        }
+        (messages, bytes)
+    }
+
     /// Drops everything that has not begun to leave; returns how many bytes that were. The chunk already begun
     /// stays whole, because a frame cut in the middle would make the close frame behind it unreadable.
     pub(crate) fn drop_unsent(&mut self) -> usize {
@@ -117,7 +142,7 @@ impl OutBuf {
             if n < rest {
                 match chunk {
                     Chunk::Owned { written, .. } => *written += n,
-                    Chunk::Shared(bytes) => bytes.advance(n),
+                    Chunk::Shared(bytes) | Chunk::Droppable(bytes) => bytes.advance(n),
                 }
                 self.partial = true;
                 return;
@@ -189,6 +214,26 @@ mod tests {
         let (mut fresh, _) = filled();
         assert_eq!(fresh.drop_unsent(), 16);
         assert!(fresh.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_messages_go_first_and_control_frames_stay() {
+        let mut buf = OutBuf::default();
+        for frame in ["one", "two", "three"] {
+            buf.push_droppable(Bytes::from_static(frame.as_bytes()));
+        }
+        buf.tail().extend_from_slice(b"PING");
+        buf.push_droppable(Bytes::from_static(b"four"));
+        let mut first = true;
+        let _ = buf.flush(|_| if std::mem::take(&mut first) { Ok(1) } else { Err(io::ErrorKind::WouldBlock.into()) });
+        assert_eq!(buf.drop_oldest(4), (2, 8), "the first has begun to leave");
+        assert_eq!(buf.drop_oldest(100), (1, 4));
+        let mut got = Vec::new();
+        let _ = buf.flush(|s| {
+            got = s.iter().flat_map(|s| s.to_vec()).collect();
+            Ok(got.len())
+        });
+        assert_eq!(got, b"nePING");
     }
 
     #[test]

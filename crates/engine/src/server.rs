@@ -3,11 +3,12 @@
 
 use crate::connection::{Connection, Handshake};
 use crate::down::deliver;
-use crate::endpoint::{Endpoint, Live, Phase};
+use crate::endpoint::{Endpoint, Live, Phase, Seat};
 use crate::inbox::Event;
 use crate::request::{HttpRequest, HttpResponse, Responder};
 use crate::router::{Found, Router};
 use crate::runtime::{IoThread, panic_text};
+use crate::settings::Origins;
 use crate::transport::Transport;
 use crate::wire::{self, Role};
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
@@ -212,11 +213,24 @@ async fn accept(listener: TcpListener, shared: Shared) {
                 continue;
             }
         };
+        let seat = match endpoint.seat(remote.ip()) {
+            Ok(seat) => Arc::new(seat),
+            Err(limit) => {
+                endpoint.complain(&first, limit, || {
+                    let value = match endpoint.settings.max_connections_per_address {
+                        Some(value) if limit == "max_connections_per_address" => value,
+                        _ => endpoint.settings.max_connections,
+                    };
+                    format!("connection of {remote} refused: the limit is {limit}={value}")
+                });
+                continue;
+            }
+        };
         // A tick's output leaves in one write: there is nothing for Nagle's algorithm to gather.
         let _ = stream.set_nodelay(true);
         let io = Arc::clone(endpoint.runtime.next_thread());
         let Some(stream) = moved(stream, &io, &first) else { continue };
-        let task = serve(stream, remote, Arc::clone(&io), shared.clone());
+        let task = serve(stream, remote, Arc::clone(&io), shared.clone(), seat);
         guarded(&io, &endpoint, task);
     }
 }
@@ -290,10 +304,10 @@ async fn refuse(mut stream: TcpStream, text: &str) {
 }
 
 /// One connection for as long as it speaks HTTP.
-async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThread>, shared: Shared) {
+async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThread>, shared: Shared, seat: Arc<Seat>) {
     let mut phase = shared.endpoint.phase();
     let settings = &shared.endpoint.settings;
-    let secured = tokio::time::timeout(settings.header_timeout, secured(stream, remote, &io, &shared));
+    let secured = tokio::time::timeout(settings.handshake_timeout, secured(stream, remote, &io, &shared));
     let transport = tokio::select! {
         secured = secured => match secured {
             Ok(Some(transport)) => transport,
@@ -306,8 +320,8 @@ async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThread>, shared:
     let begun = AtomicBool::new(false);
     let service = service_fn(|request| {
         begun.store(true, Ordering::Relaxed);
-        let (io, shared) = (Arc::clone(&io), shared.clone());
-        async move { Ok::<_, Infallible>(answer(request, remote, &io, &shared.endpoint, &shared.routes).await) }
+        let client = Client { remote, io: Arc::clone(&io), shared: shared.clone(), seat: Arc::clone(&seat) };
+        async move { Ok::<_, Infallible>(answer(request, &client).await) }
     });
     if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(OnThisThread);
@@ -319,9 +333,33 @@ async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThread>, shared:
         builder
             .timer(TokioTimer::new())
             .header_read_timeout(settings.header_timeout)
-            .max_buf_size(settings.max_header_size);
+            .max_buf_size(settings.max_header_size)
+            .max_headers(settings.max_headers);
         let connection = builder.serve_connection(TokioIo::new(transport), service).with_upgrades();
-        drive(connection, phase, &begun, |connection| connection.graceful_shutdown()).await;
+        let ended = drive(connection, phase, &begun, |connection| connection.graceful_shutdown()).await;
+        if let Some(Err(error)) = ended {
+            blame(&error, remote, &io, &shared.endpoint);
+        }
+    }
+}
+
+/// Counts what hyper has refused on its own.
+fn blame(error: &hyper::Error, remote: SocketAddr, io: &Arc<IoThread>, endpoint: &Arc<Endpoint>) {
+    let settings = &endpoint.settings;
+    if error.is_parse_too_large() {
+        endpoint.complain(io, "max_header_size", || {
+            format!(
+                "request head of {remote} refused with 431: the limits are max_header_size={} and max_headers={}",
+                settings.max_header_size, settings.max_headers
+            )
+        });
+    } else if error.is_timeout() {
+        endpoint.complain(io, "header_timeout", || {
+            let limit = settings.header_timeout.as_secs_f64();
+            format!("connection of {remote} closed: no request head within header_timeout={limit} s")
+        });
+    } else if error.is_parse() {
+        endpoint.complain(io, "bad request", || format!("request of {remote} refused with 400: {error}"));
     }
 }
 
@@ -348,22 +386,22 @@ async fn drive<C: Future>(
     mut phase: watch::Receiver<Phase>,
     begun: &AtomicBool,
     shut_down: impl Fn(Pin<&mut C>),
-) {
+) -> Option<C::Output> {
     let mut connection = std::pin::pin!(connection);
     let mut stopping = false;
     loop {
         tokio::select! {
             // A client's fault ends its connection and is nobody else's business; hyper has answered 400 or 431.
-            _ = connection.as_mut() => return,
+            ended = connection.as_mut() => return Some(ended),
             changed = phase.wait_for(|p| *p == Phase::Aborting || (!stopping && *p == Phase::Stopping)) => {
                 match changed.map(|p| *p) {
                     // Nothing was asked on it: hyper would wait for the first request.
-                    Ok(Phase::Stopping) if !begun.load(Ordering::Relaxed) => return,
+                    Ok(Phase::Stopping) if !begun.load(Ordering::Relaxed) => return None,
                     Ok(Phase::Stopping) => {
                         stopping = true;
                         shut_down(connection.as_mut());
                     }
-                    _ => return,
+                    _ => return None,
                 }
             }
         }
@@ -386,15 +424,20 @@ fn closing(response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     with(response, header::CONNECTION, HeaderValue::from_static("close"))
 }
 
-async fn answer(
-    request: Request<Incoming>,
+/// Who asks.
+struct Client {
     remote: SocketAddr,
-    io: &Arc<IoThread>,
-    endpoint: &Arc<Endpoint>,
-    routes: &Arc<RwLock<Arc<Router>>>,
-) -> Response<Full<Bytes>> {
+    io: Arc<IoThread>,
+    shared: Shared,
+    seat: Arc<Seat>,
+}
+
+async fn answer(request: Request<Incoming>, client: &Client) -> Response<Full<Bytes>> {
+    let Client { remote, io, shared, .. } = client;
+    let Shared { endpoint, routes, .. } = shared;
+    let remote = *remote;
     if wire::handshake::is_upgrade(pairs(request.headers())) {
-        return upgrade(request, remote, io, endpoint);
+        return upgrade(request, client).await;
     }
     let found = routes.read().find(request.method(), request.uri().path());
     let (route, params) = match found {
@@ -441,7 +484,15 @@ async fn answer(
     let request =
         HttpRequest { method: parts.method, url, headers: parts.headers, body, remote, route, params, responder };
     deliver(io, endpoint, Event::Request(Box::new(request)));
-    match reply.await {
+    answered(reply.await, endpoint)
+}
+
+/// The program's answer, or what stands in for it.
+fn answered(
+    answer: Result<HttpResponse, oneshot::error::RecvError>,
+    endpoint: &Arc<Endpoint>,
+) -> Response<Full<Bytes>> {
+    match answer {
         Ok(HttpResponse { status, headers, body }) => {
             let mut response = Response::new(Full::new(body));
             *response.status_mut() = status;
@@ -479,58 +530,137 @@ pub(crate) fn packed(headers: &HeaderMap) -> Box<[u8]> {
     packed.into()
 }
 
-fn upgrade(
-    mut request: Request<Incoming>,
-    remote: SocketAddr,
-    io: &Arc<IoThread>,
-    endpoint: &Arc<Endpoint>,
-) -> Response<Full<Bytes>> {
+/// Why a page's WebSocket is refused, if it is (RFC 6455 section 10.2). `None`: it may go on.
+fn foreign_origin(headers: &HeaderMap, origins: &Origins) -> Option<String> {
+    // No Origin: no browser, so no user who could be tricked.
+    let origin = headers.get(header::ORIGIN)?;
+    let origin = origin.to_str().unwrap_or("").to_ascii_lowercase();
+    let allowed = match origins {
+        Origins::Any => true,
+        Origins::Listed(list) => list.contains(&origin),
+        Origins::SameHost => {
+            let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("").to_ascii_lowercase();
+            // The scheme is the page's: behind a proxy that ends TLS it is https while we see http.
+            origin.split_once("://").is_some_and(|(_, authority)| authority == host)
+        }
+    };
+    (!allowed).then_some(origin)
+}
+
+/// The first of our subprotocols that the client offers.
+fn choose<'a>(ours: &'a [String], offered: &[String]) -> Option<&'a String> {
+    ours.iter().find(|name| offered.contains(name))
+}
+
+async fn upgrade(mut request: Request<Incoming>, client: &Client) -> Response<Full<Bytes>> {
+    let Client { remote, io, shared, seat } = client;
+    let endpoint = &shared.endpoint;
+    let settings = &endpoint.settings;
     let http11 = request.version() == Version::HTTP_11;
     let headers: Vec<_> = pairs(request.headers()).collect();
-    let accepted = match wire::handshake::check_request(request.method().as_str(), http11, headers.iter().copied()) {
-        Ok(accepted) => accepted,
-        Err(refusal) => {
-            let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
-            let response = closing(plain(status, format!("{refusal}\n")));
-            return match status {
-                // RFC 6455 section 4.4: tell which version would do.
-                StatusCode::UPGRADE_REQUIRED => {
-                    let response = with(response, header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-                    let response = with(response, header::UPGRADE, HeaderValue::from_static("websocket"));
-                    with(response, header::CONNECTION, HeaderValue::from_static("Upgrade, close"))
-                }
-                StatusCode::METHOD_NOT_ALLOWED => with(response, header::ALLOW, HeaderValue::from_static("GET")),
-                _ => response,
-            };
-        }
+    let offer = match wire::handshake::check_request(request.method().as_str(), http11, headers.iter().copied()) {
+        Ok(offer) => offer,
+        Err(refusal) => return refused(&refusal),
     };
     if endpoint.is_stopping() {
         return closing(plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n"));
     }
+    if let Some(origin) = foreign_origin(request.headers(), &settings.allowed_origins) {
+        endpoint.complain(io, "allowed_origins", || {
+            format!("WebSocket of {remote} refused with 403: its page's origin {origin:?} is not in allowed_origins")
+        });
+        return closing(plain(StatusCode::FORBIDDEN, "403 Forbidden: this origin may not connect\n"));
+    }
+    if !endpoint.may_upgrade() {
+        endpoint.complain(io, "max_upgrades_per_second", || {
+            let limit = settings.max_upgrades_per_second.unwrap_or_default();
+            format!("WebSocket of {remote} refused with 503: the limit is max_upgrades_per_second={limit}")
+        });
+        let busy = closing(plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n"));
+        return with(busy, header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    let mut subprotocol = choose(&settings.subprotocols, &offer.protocols).cloned();
+    let mut extra = Vec::new();
+    if settings.ask_upgrade {
+        let (responder, reply) = Responder::new(io);
+        let question = HttpRequest {
+            method: request.method().clone(),
+            url: target(request.uri()),
+            headers: request.headers().clone(),
+            body: Bytes::new(),
+            remote: *remote,
+            route: 0,
+            params: Vec::new(),
+            responder,
+        };
+        deliver(io, endpoint, Event::Upgrade(Box::new(question)));
+        let Ok(decision) = tokio::time::timeout(settings.upgrade_timeout, reply).await else {
+            endpoint.complain(io, "upgrade_timeout", || {
+                let limit = settings.upgrade_timeout.as_secs_f64();
+                format!("WebSocket of {remote} refused with 503: on_ws_upgrade did not run within {limit} s")
+            });
+            return closing(plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n"));
+        };
+        match decision {
+            Ok(accepted) if accepted.status == StatusCode::SWITCHING_PROTOCOLS => {
+                for (name, value) in accepted.headers {
+                    if name == header::SEC_WEBSOCKET_PROTOCOL {
+                        subprotocol = value.to_str().ok().map(str::to_owned);
+                    } else {
+                        extra.push((name, value));
+                    }
+                }
+            }
+            other => return closing(answered(other, endpoint)),
+        }
+    }
     let handshake = Handshake {
         url: target(request.uri()),
         headers: packed(request.headers()),
-        remote: Some(remote),
-        subprotocol: None,
+        remote: Some(*remote),
+        subprotocol: subprotocol.clone(),
     };
     let upgraded = hyper::upgrade::on(&mut request);
-    let (io_here, endpoint_here) = (Arc::clone(io), Arc::clone(endpoint));
+    let (io_here, endpoint_here, seat) = (Arc::clone(io), Arc::clone(endpoint), Arc::clone(seat));
     guarded(io, endpoint, async move {
         // An error: the client left before it had read the 101.
         let Ok(upgraded) = upgraded.await else { return };
         let Ok(parts) = upgraded.downcast::<TokioIo<Transport>>() else { return };
         let stream = parts.io.into_inner();
-        Connection::open(&endpoint_here, &io_here, Role::Server, stream, handshake, &parts.read_buf);
+        let first = &parts.read_buf;
+        Connection::open(&endpoint_here, &io_here, Role::Server, stream, handshake, first, Some(seat));
     });
     let mut response = Response::new(Full::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
+    for (name, value) in extra {
+        headers.append(name, value);
+    }
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    if let Ok(accept) = HeaderValue::from_str(&accepted.accept) {
+    if let Ok(accept) = HeaderValue::from_str(&offer.accept) {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
+    if let Some(Ok(name)) = subprotocol.map(|name| HeaderValue::from_str(&name)) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, name);
+    }
     response
+}
+
+/// The answer to a handshake that is none.
+fn refused(refusal: &wire::handshake::Refusal) -> Response<Full<Bytes>> {
+    let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
+    let response = closing(plain(status, format!("{refusal}\n")));
+    match status {
+        // RFC 6455 section 4.4: tell which version would do.
+        StatusCode::UPGRADE_REQUIRED => {
+            let response = with(response, header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+            let response = with(response, header::UPGRADE, HeaderValue::from_static("websocket"));
+            with(response, header::CONNECTION, HeaderValue::from_static("Upgrade, close"))
+        }
+        StatusCode::METHOD_NOT_ALLOWED => with(response, header::ALLOW, HeaderValue::from_static("GET")),
+        _ => response,
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,30 @@
 
 use std::time::Duration;
 
+/// What to do when more than `max_buffered` bytes wait to be written to a channel. Control frames, and fragments of a
+/// message that has begun, are never dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowPolicy {
+    /// Close it with 1008.
+    Close,
+    /// Drop what the program sends.
+    DropNewest,
+    /// Drop what has waited longest.
+    DropOldest,
+}
+
+/// Which web pages may open a WebSocket (RFC 6455 section 10.2). A client that is no browser sends no Origin and is not
+/// meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origins {
+    /// Pages of the host that the request was made to.
+    SameHost,
+    /// Pages of these origins: `https://example.com`, in lower case.
+    Listed(Vec<String>),
+    /// All pages.
+    Any,
+}
+
 /// The settings of a server or a client. The names are those of the Python arguments, so that a log line can name
 /// the setting that the user would change.
 #[derive(Clone, Debug)]
@@ -26,6 +50,37 @@ pub struct Settings {
     /// How long a closing handshake may take before the connection is dropped. RFC 6455 section 7.1.1 leaves the
     /// time to the implementation; websockets has 10 s, Chromium 2 s.
     pub close_timeout: Duration,
+    /// How long TLS and the first request head may take after connecting.
+    pub handshake_timeout: Duration,
+    /// How often a WebSocket peer is pinged; `None`: never. 20 s as in websockets: shorter than the shortest common
+    /// idle timeout of proxies (30 s to 60 s).
+    pub ping_interval: Option<Duration>,
+    /// How long a ping may stay unanswered, with nothing else heard from the peer, before the channel is closed.
+    pub ping_timeout: Option<Duration>,
+    /// How long a channel may be without a message in either direction before it is closed with 1001.
+    pub idle_timeout: Option<Duration>,
+    /// How long the program may go without a tick before all its channels are closed with 1013.
+    pub app_stall_timeout: Option<Duration>,
+    /// What to do with a channel whose peer reads too slowly.
+    pub slow_policy: SlowPolicy,
+    /// Whether the program wants to hear that a full channel is empty again.
+    pub tell_drain: bool,
+    /// TCP connections at a time; further ones are closed as they come.
+    pub max_connections: usize,
+    /// The same for one address.
+    pub max_connections_per_address: Option<usize>,
+    /// Header fields of a request; above it 431. 100 as in httparse's and Go's examples.
+    pub max_headers: usize,
+    /// WebSocket handshakes per second; further ones get 503.
+    pub max_upgrades_per_second: Option<f64>,
+    /// Which pages may open a WebSocket.
+    pub allowed_origins: Origins,
+    /// Subprotocols that the server speaks, the preferred first.
+    pub subprotocols: Vec<String>,
+    /// Whether the program decides on each WebSocket handshake.
+    pub ask_upgrade: bool,
+    /// How long the program may take to decide.
+    pub upgrade_timeout: Duration,
     /// Client: how long resolving, connecting and the opening handshake may take together.
     pub open_timeout: Duration,
 }
@@ -43,6 +98,21 @@ impl Default for Settings {
             body_timeout: Duration::from_secs(30),
             close_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            ping_interval: Some(Duration::from_secs(20)),
+            ping_timeout: Some(Duration::from_secs(20)),
+            idle_timeout: None,
+            app_stall_timeout: None,
+            slow_policy: SlowPolicy::Close,
+            tell_drain: false,
+            max_connections: 65_536,
+            max_connections_per_address: None,
+            max_headers: 100,
+            max_upgrades_per_second: None,
+            allowed_origins: Origins::SameHost,
+            subprotocols: Vec::new(),
+            ask_upgrade: false,
+            upgrade_timeout: Duration::from_secs(10),
         }
     }
 }

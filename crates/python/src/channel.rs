@@ -50,7 +50,7 @@ pub(crate) fn send(
         }
         match conn.send(opcode, kind, fin, payload) {
             Ok(()) => Ok(true),
-            Err(SendError::Closed) => Ok(false),
+            Err(SendError::Closed | SendError::Dropped) => Ok(false),
             Err(SendError::Sequence(error)) => Err(PyValueError::new_err(error.to_string())),
         }
     })
@@ -112,8 +112,8 @@ impl WebSocketChannel {
     /// else: TEXT or BINARY; PING or PONG (at most 125 bytes); CONTINUATION for a later fragment. fin: False sends a
     /// fragment of a message that the next `send` continues (RFC 6455 section 5.4).
     ///
-    /// Returns True when queued; False when the channel is closed, or has just been closed with 1008 because more
-    /// than `max_buffered` bytes wait. Raises ValueError for fragments out of sequence, bytes that are not UTF-8 in a
+    /// Returns True when queued; False when the channel is closed, or more than `max_buffered` bytes wait and
+    /// `slow_policy` has closed it with 1008 or dropped the message. Raises ValueError for fragments out of sequence, bytes that are not UTF-8 in a
     /// text message, or an unknown opcode; TypeError for another type of message.
     ///
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
@@ -193,6 +193,24 @@ impl WebSocketChannel {
     #[getter]
     fn buffered_amount(&self) -> usize {
         self.conn.buffered_amount()
+    }
+
+    /// Messages that `slow_policy` dropped because the peer reads too slowly.
+    #[getter]
+    fn dropped(&self) -> u64 {
+        self.conn.dropped()
+    }
+
+    /// Round-trip time of the newest keep-alive ping that was answered, in seconds; None before the first.
+    #[getter]
+    fn latency(&self) -> Option<f64> {
+        self.conn.round_trip().map(|time| time.as_secs_f64())
+    }
+
+    /// The subprotocol agreed on in the handshake, or None.
+    #[getter]
+    fn subprotocol(&self) -> Option<&str> {
+        self.conn.handshake.subprotocol.as_deref()
     }
 
     /// How the channel ended: the code of the peer's close frame (1005: it had none); without a close frame the

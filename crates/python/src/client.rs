@@ -149,13 +149,21 @@ impl WebSocketClient {
             }
             Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
-            Event::Request(_) | Event::Taken => Ok(()),
+            Event::Drain { .. } => Self::drained(slf),
+            Event::Request(_) | Event::Upgrade(_) | Event::Taken => Ok(()),
         }
     }
 
     fn closed(slf: &Bound<'_, Self>) -> PyResult<()> {
         if let Err(error) = slf.call_method0(intern!(slf.py(), "on_close")) {
             callback_failed(slf, "on_close", error)?;
+        }
+        Ok(())
+    }
+
+    fn drained(slf: &Bound<'_, Self>) -> PyResult<()> {
+        if let Err(error) = slf.call_method0(intern!(slf.py(), "on_drain")) {
+            callback_failed(slf, "on_drain", error)?;
         }
         Ok(())
     }
@@ -211,11 +219,7 @@ impl WebSocketClient {
     ) -> PyResult<()> {
         let headers =
             headers.iter().map(|(name, value)| crate::request::header(name, value)).collect::<PyResult<Vec<_>>>()?;
-        for (i, name) in protocols.iter().enumerate() {
-            if !pyhv_engine::wire::handshake::is_token(name) || protocols[..i].contains(name) {
-                return Err(PyValueError::new_err(format!("subprotocols: {name:?} is not a token, or is there twice")));
-            }
-        }
+        let protocols = convert::subprotocols(protocols)?;
         if host.is_empty() || http::uri::PathAndQuery::try_from(path.as_str()).is_err() {
             return Err(PyValueError::new_err(format!("{url:?} is not a WebSocket URL")));
         }
@@ -267,6 +271,7 @@ impl WebSocketClient {
         let _turn = this.ticker.enter(py, "tick()")?;
         let Some(endpoint) = this.current() else { return Ok(0) };
         check_process(&endpoint, "client")?;
+        endpoint.note_tick();
         let deadline = convert::deadline(timeout)?;
         if timeout != Some(0.0) && !this.ticker.is_ready(&endpoint) {
             let over = || matches!(*this.state.lock(), State::Closed { .. } | State::New);
@@ -390,6 +395,18 @@ impl WebSocketClient {
     #[getter]
     fn buffered_amount(&self) -> usize {
         self.connection().map_or(0, |conn| conn.buffered_amount())
+    }
+
+    /// Messages dropped by `slow_policy`, since the connection opened.
+    #[getter]
+    fn dropped(&self) -> u64 {
+        self.connection().map_or(0, |conn| conn.dropped())
+    }
+
+    /// Round-trip time of the newest keep-alive ping that was answered, in seconds; None before the first.
+    #[getter]
+    fn latency(&self) -> Option<f64> {
+        self.connection()?.round_trip().map(|time| time.as_secs_f64())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -1,6 +1,6 @@
 //! Messages, timeouts and settings from and to Python.
 
-use pyhv_engine::settings::Settings;
+use pyhv_engine::settings::{Origins, Settings, SlowPolicy};
 use pyhv_engine::tls::{TlsError, Trust};
 use pyhv_engine::wire::{self, MessageKind, Opcode};
 use pyo3::buffer::PyBuffer;
@@ -115,6 +115,25 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             "body_timeout" => settings.body_timeout = time(&name, &value)?,
             "close_timeout" => settings.close_timeout = time(&name, &value)?,
             "open_timeout" => settings.open_timeout = time(&name, &value)?,
+            "handshake_timeout" => settings.handshake_timeout = time(&name, &value)?,
+            "upgrade_timeout" => settings.upgrade_timeout = time(&name, &value)?,
+            "ping_interval" => settings.ping_interval = optional_time(&name, &value)?,
+            "ping_timeout" => settings.ping_timeout = optional_time(&name, &value)?,
+            "idle_timeout" => settings.idle_timeout = optional_time(&name, &value)?,
+            "app_stall_timeout" => settings.app_stall_timeout = optional_time(&name, &value)?,
+            "slow_policy" => settings.slow_policy = slow_policy(&value)?,
+            "tell_drain" => settings.tell_drain = value.extract()?,
+            "ask_upgrade" => settings.ask_upgrade = value.extract()?,
+            "max_connections" => settings.max_connections = count(&name, &value)?,
+            "max_connections_per_address" if value.is_none() => settings.max_connections_per_address = None,
+            "max_connections_per_address" => {
+                settings.max_connections_per_address = Some(count(&name, &value)?);
+            }
+            "max_headers" => settings.max_headers = count(&name, &value)?,
+            "max_upgrades_per_second" if value.is_none() => settings.max_upgrades_per_second = None,
+            "max_upgrades_per_second" => settings.max_upgrades_per_second = Some(rate(&name, &value)?),
+            "allowed_origins" => settings.allowed_origins = origins(&value)?,
+            "subprotocols" => settings.subprotocols = subprotocols(value.extract()?)?,
             _ => return Err(PyTypeError::new_err(format!("there is no setting {name}"))),
         }
     }
@@ -134,6 +153,77 @@ fn time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
         .extract::<f64>()
         .map_err(|_| PyTypeError::new_err(format!("{name}={value} is not a number of seconds")))?;
     seconds(name, number)
+}
+
+/// A number of seconds, or None for never.
+fn optional_time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Duration>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    match time(name, value)? {
+        Duration::ZERO => Err(PyValueError::new_err(format!("{name}=0 would never let anything live: None is never"))),
+        time => Ok(Some(time)),
+    }
+}
+
+fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+    match value.extract::<usize>() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err(PyValueError::new_err(format!("{name}={value} is not a number of at least 1"))),
+    }
+}
+
+fn rate(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    match value.extract::<f64>() {
+        Ok(rate) if rate > 0.0 && rate.is_finite() => Ok(rate),
+        _ => Err(PyValueError::new_err(format!("{name}={value} is not a number above 0"))),
+    }
+}
+
+fn slow_policy(value: &Bound<'_, PyAny>) -> PyResult<SlowPolicy> {
+    Ok(match value.extract::<String>()?.as_str() {
+        "close" => SlowPolicy::Close,
+        "drop_newest" => SlowPolicy::DropNewest,
+        "drop_oldest" => SlowPolicy::DropOldest,
+        other => {
+            return Err(PyValueError::new_err(format!(
+                "slow_policy={other:?} is none of \"close\", \"drop_newest\", \"drop_oldest\""
+            )));
+        }
+    })
+}
+
+/// None for the same host, "*" for all, or a list of origins.
+fn origins(value: &Bound<'_, PyAny>) -> PyResult<Origins> {
+    if value.is_none() {
+        return Ok(Origins::SameHost);
+    }
+    if let Ok(text) = value.extract::<String>() {
+        if text == "*" {
+            return Ok(Origins::Any);
+        }
+        return Err(PyValueError::new_err(format!("allowed_origins={text:?}: give a list of origins, None or \"*\"")));
+    }
+    let list: Vec<String> = value.extract()?;
+    for origin in &list {
+        let (_, host) = origin.split_once("://").unwrap_or_default();
+        if origin != "null" && (host.is_empty() || host.contains(['/', '*'])) {
+            return Err(PyValueError::new_err(format!(
+                "allowed_origins: {origin:?} is not an origin like \"https://example.com\" or \"http://localhost:8000\""
+            )));
+        }
+    }
+    Ok(Origins::Listed(list.iter().map(|origin| origin.to_ascii_lowercase()).collect()))
+}
+
+/// Names of subprotocols: tokens, each once (RFC 6455 section 4.1).
+pub(crate) fn subprotocols(names: Vec<String>) -> PyResult<Vec<String>> {
+    for (i, name) in names.iter().enumerate() {
+        if !wire::handshake::is_token(name) || names[..i].contains(name) {
+            return Err(PyValueError::new_err(format!("subprotocols: {name:?} is not a token, or is there twice")));
+        }
+    }
+    Ok(names)
 }
 
 /// What is wrong with a certificate file, as Python says such things: OSError for the file, ValueError for its content.

@@ -110,6 +110,23 @@ impl Server {
                 }
                 Ok(())
             }
+            Event::Upgrade(question) => {
+                let request = Py::new(py, HttpRequest::new(*question))?;
+                if let Err(error) = slf.call_method1(intern!(py, "_on_upgrade"), (&request,)) {
+                    request.get().fail();
+                    callback_failed(slf, "on_ws_upgrade", error)?;
+                }
+                Ok(())
+            }
+            Event::Drain { channel } => {
+                let Some(channel) = this.channel(py, channel) else { return Ok(()) };
+                let conn = &channel.get().conn;
+                if let Err(error) = slf.call_method1(intern!(py, "on_ws_drain"), (&channel,)) {
+                    conn.close(Some(INTERNAL_ERROR), "internal error");
+                    callback_failed(slf, "on_ws_drain", error)?;
+                }
+                Ok(())
+            }
             Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
             Event::ConnectFailed(_) | Event::Taken => Ok(()),
@@ -293,6 +310,7 @@ impl Server {
         };
         let endpoint = &server.endpoint;
         check_process(endpoint, "server")?;
+        endpoint.note_tick();
         let deadline = convert::deadline(timeout)?;
         if timeout != Some(0.0) && !this.ticker.is_ready(endpoint) {
             let stop = || this.stop_requested.load(Ordering::Relaxed);
@@ -397,6 +415,19 @@ impl Server {
     fn channels<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let channels: Vec<_> = self.channels.lock().iter().flatten().map(|c| c.clone_ref(py)).collect();
         PyList::new(py, channels)
+    }
+
+    /// How often each limit was reached, and each kind of fault seen, since `start`: a dict of counts by the name of the
+    /// setting or fault. Any thread.
+    #[getter]
+    fn refusals<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let dict = PyDict::new(py);
+        if let Some(server) = self.running() {
+            for (kind, count) in server.endpoint.complaints() {
+                dict.set_item(kind, count)?;
+            }
+        }
+        Ok(dict)
     }
 
     /// Whether the server listens.

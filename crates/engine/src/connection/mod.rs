@@ -8,25 +8,29 @@
 //! | this one | what a connection is, and what the program's threads may do with it |
 //! | `task` | reading; writing when the socket was full |
 //! | `pump` | queueing and writing what the program sent |
+//! | `keepalive` | pings, and what has been silent for too long |
 //! | `closing` | the closing handshake as a state machine |
 
 mod closing;
+pub(crate) mod keepalive;
 mod pump;
 mod task;
 
 use crate::down::{Command, DownQueue, Part, deliver};
-use crate::endpoint::{Endpoint, Live};
+use crate::endpoint::{Endpoint, Live, Seat};
 use crate::inbox::Event;
 use crate::outbuf::OutBuf;
 use crate::runtime::IoThread;
+use crate::settings::SlowPolicy;
 use crate::transport::Transport;
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
+use std::time::{Duration, Instant};
 use task::Drive;
 
 /// The program may send.
@@ -110,6 +114,23 @@ struct Inner {
     /// What to answer with in state Answering.
     answer: Option<(Option<u16>, &'static str)>,
     waker: Option<Waker>,
+    life: Life,
+}
+
+/// What the keep-alive sweep knows; see `keepalive`.
+#[derive(Debug, Default)]
+struct Life {
+    /// Something was read, or written after the socket had been full, since the last sweep.
+    stirred: bool,
+    /// A message passed since the last sweep.
+    talked: bool,
+    /// When the unanswered ping was sent, and its number.
+    ping: Option<Instant>,
+    ping_number: u32,
+    /// Milliseconds since the last ping; that the ping has been unanswered in silence; without a message.
+    since_ping: u32,
+    unanswered: u32,
+    idle: u32,
 }
 
 /// One WebSocket connection, shared by the program's channel object and the I/O thread.
@@ -128,6 +149,10 @@ pub struct Connection {
     buffered: AtomicUsize,
     /// The sequence of fragments; held while a frame is queued, so that sequence and queue agree.
     outgoing: Mutex<Outgoing>,
+    /// Round-trip time of the newest answered ping in microseconds, plus one; 0: none yet.
+    round_trip: AtomicU32,
+    /// Messages dropped because the peer reads too slowly.
+    dropped: AtomicU64,
     closed: OnceLock<Box<CloseInfo>>,
     /// The I/O side. Locked by the I/O thread alone, so never contended; the lock is what makes it shareable.
     inner: Mutex<Inner>,
@@ -138,6 +163,8 @@ pub struct Connection {
 pub enum SendError {
     /// The channel is closed.
     Closed,
+    /// Too much waits for the peer: the message was dropped.
+    Dropped,
     /// The caller's mistake.
     Sequence(SequenceError),
 }
@@ -152,6 +179,7 @@ impl Connection {
         stream: Transport,
         handshake: Handshake,
         first: &[u8],
+        seat: Option<Arc<Seat>>,
     ) {
         let conn = Arc::new(Self {
             endpoint: Arc::clone(endpoint),
@@ -162,6 +190,8 @@ impl Connection {
             shut: AtomicU8::new(OPEN),
             buffered: AtomicUsize::new(0),
             outgoing: Mutex::new(Outgoing::default()),
+            round_trip: AtomicU32::new(0),
+            dropped: AtomicU64::new(0),
             closed: OnceLock::new(),
             inner: Mutex::new(Inner {
                 stream: Some(stream),
@@ -182,6 +212,7 @@ impl Connection {
                 pong: None,
                 answer: None,
                 waker: None,
+                life: Life::default(),
             }),
         });
         let live = Live::new(endpoint);
@@ -199,7 +230,7 @@ impl Connection {
             let mut touched = Vec::new();
             conn.send_close(CloseKind::Local, Some(1001), "", &mut touched);
         }
-        tokio::spawn(Drive { conn, _live: live });
+        tokio::spawn(Drive { conn, _live: live, _seat: seat });
     }
 
     /// The number of the channel within its endpoint.
@@ -263,12 +294,29 @@ impl Connection {
             return Err(SendError::Closed);
         }
         let mut outgoing = self.outgoing.lock();
+        let before = *outgoing;
         let opcode = outgoing.next(opcode, kind, fin).map_err(SendError::Sequence)?;
-        let buffered = self.buffered_amount();
-        if buffered > 0 && buffered + payload.len() > self.endpoint.settings.max_buffered {
-            drop(outgoing);
-            self.overflow();
-            return Err(SendError::Closed);
+        if self.is_over(payload.len()) && !opcode.is_control() {
+            // Only a whole message can be dropped: its fragments belong together.
+            let whole = fin && !before.is_open();
+            match self.endpoint.settings.slow_policy {
+                SlowPolicy::DropNewest if whole => {
+                    self.count_dropped(1);
+                    return Err(SendError::Dropped);
+                }
+                // The pump drops; this only bounds what it has not seen yet.
+                SlowPolicy::DropOldest if whole && self.buffered_amount() < 2 * self.endpoint.settings.max_buffered => {
+                }
+                SlowPolicy::DropOldest if whole => {
+                    self.count_dropped(1);
+                    return Err(SendError::Dropped);
+                }
+                _ => {
+                    drop(outgoing);
+                    self.overflow();
+                    return Err(SendError::Closed);
+                }
+            }
         }
         let part = match (opcode.is_control(), fin, opcode) {
             (false, false, _) => Part::More,
@@ -279,6 +327,34 @@ impl Connection {
         let mask = (self.role == Role::Client).then(rand::random);
         DownQueue::push_frame(self, opcode, fin, payload, mask, part);
         Ok(())
+    }
+
+    /// Whether `more` bytes are more than may wait. One message of any size may: the program chose it.
+    fn is_over(&self, more: usize) -> bool {
+        let buffered = self.buffered_amount();
+        buffered > 0 && buffered + more > self.endpoint.settings.max_buffered
+    }
+
+    fn count_dropped(&self, messages: u64) {
+        self.dropped.fetch_add(messages, Ordering::Relaxed);
+    }
+
+    /// Messages dropped because the peer reads too slowly.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Round-trip time of the newest ping that was answered.
+    #[must_use]
+    pub fn round_trip(&self) -> Option<Duration> {
+        let micros = self.round_trip.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(Duration::from_micros(micros.into()))
+    }
+
+    /// Whether each frame has to stay a chunk of its own, so that it can be dropped.
+    pub(crate) fn keeps_frames_apart(&self) -> bool {
+        self.endpoint.settings.slow_policy == SlowPolicy::DropOldest
     }
 
     /// Of a message sent in fragments that is not finished: its kind.

@@ -5,6 +5,7 @@ use crate::down::{Part, deliver};
 use crate::inbox::Event;
 use crate::outbuf::{Flushed, OutBuf};
 use crate::runtime::panic_text;
+use crate::settings::SlowPolicy;
 use crate::wire::{self, Role};
 use bytes::Bytes;
 use std::any::Any;
@@ -30,7 +31,12 @@ impl Connection {
             self.buffered.fetch_sub(len, Ordering::Relaxed);
             return;
         }
+        if self.keeps_frames_apart() {
+            // What waits in the queue going down counts already: `len` too.
+            self.make_room(inner, 0);
+        }
         append(&mut inner.out);
+        inner.life.talked = true;
         match part {
             Part::Whole => {}
             Part::More => inner.fragmented = true,
@@ -49,19 +55,38 @@ impl Connection {
         if !inner.announced || !matches!(inner.state, State::Open | State::Answering) {
             return;
         }
-        let buffered = self.buffered_amount();
-        if buffered > 0 && buffered + bytes.len() > self.endpoint.settings.max_buffered {
-            self.shut.fetch_max(GONE, Ordering::Relaxed);
-            self.drop_slow(inner);
-        } else {
+        let mut excess = self.is_over(bytes.len());
+        if excess && self.endpoint.settings.slow_policy == SlowPolicy::DropOldest && !inner.fragmented {
+            self.make_room(inner, bytes.len());
+            excess = self.is_over(bytes.len());
+        }
+        if !excess {
             self.add_buffered(bytes.len());
             if inner.fragmented {
                 inner.held.push(bytes.clone());
+            } else if self.keeps_frames_apart() {
+                inner.out.push_droppable(bytes.clone());
             } else {
                 inner.out.push_shared(bytes.clone());
             }
+            inner.life.talked = true;
+        } else if self.endpoint.settings.slow_policy == SlowPolicy::Close {
+            self.shut.fetch_max(GONE, Ordering::Relaxed);
+            self.drop_slow(inner);
+        } else {
+            self.count_dropped(1);
         }
         self.touch(inner, touched);
+    }
+
+    /// Under the policy to drop the oldest: drops until `more` bytes fit or nothing droppable is left.
+    fn make_room(&self, inner: &mut Inner, more: usize) {
+        let excess = (self.buffered_amount() + more).saturating_sub(self.endpoint.settings.max_buffered);
+        if excess > 0 {
+            let (messages, bytes) = inner.out.drop_oldest(excess);
+            self.count_dropped(messages);
+            self.buffered.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn touch(self: &Arc<Self>, inner: &mut Inner, touched: &mut Vec<Arc<Self>>) {
@@ -146,10 +171,18 @@ impl Connection {
         };
         match result {
             Ok(Flushed::All) => {
-                inner.blocked = false;
+                if std::mem::take(&mut inner.blocked) {
+                    inner.life.stirred = true;
+                    if self.endpoint.settings.tell_drain && inner.state == State::Open && inner.announced {
+                        deliver(&self.io, &self.endpoint, Event::Drain { channel: self.channel() });
+                    }
+                }
                 self.flushed(inner);
             }
-            Ok(Flushed::Blocked) => inner.blocked = true,
+            Ok(Flushed::Blocked) => {
+                inner.life.stirred |= written > 0;
+                inner.blocked = true;
+            }
             Err(_) => self.lost(inner),
         }
     }

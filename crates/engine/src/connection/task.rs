@@ -2,7 +2,7 @@
 
 use super::{Connection, Inner, State};
 use crate::down::DownQueue;
-use crate::endpoint::Live;
+use crate::endpoint::{Live, Seat};
 use crate::wire::{self, Role};
 use std::cell::RefCell;
 use std::future::Future;
@@ -28,15 +28,19 @@ impl Connection {
             return;
         }
         let deliver_messages = inner.state == State::Open;
+        inner.life.stirred = true;
         let channel = self.channel();
         let mut closed = None;
         let mut pong = None;
+        let mut ponged = None;
+        let mut talked = false;
         let mut filling = self.endpoint.inbox.fill();
         let epoch = filling.epoch();
         let Inner { decoder, epoch: last_epoch, pending, out, blocked, .. } = inner;
         let mut pongs = 0;
         let result = decoder.decode(data, &mut |event| match event {
             wire::Event::Message { kind, payload } => {
+                talked = true;
                 if deliver_messages {
                     if *last_epoch != epoch {
                         *last_epoch = epoch;
@@ -53,7 +57,7 @@ impl Connection {
                 wire::encode_frame(tail, wire::Opcode::Pong, true, payload, mask);
                 pongs += tail.len() - before;
             }
-            wire::Event::Pong(_) => {}
+            wire::Event::Pong(payload) => ponged = payload.try_into().ok(),
             wire::Event::Close { code, reason } => closed = Some((code, reason.to_owned())),
         });
         if deliver_messages {
@@ -62,6 +66,11 @@ impl Connection {
         }
         if filling.finish() {
             DownQueue::wake_later(&self.io, &self.endpoint);
+        }
+        inner.life.talked |= talked;
+        if let Some(payload) = ponged {
+            let payload: [u8; 4] = payload;
+            self.pong(inner, &payload);
         }
         if pong.is_some() {
             inner.pong = pong;
@@ -126,6 +135,8 @@ impl Connection {
 pub(super) struct Drive {
     pub(super) conn: Arc<Connection>,
     pub(super) _live: Live,
+    /// The connection counts towards the limits for as long as it lives.
+    pub(super) _seat: Option<Arc<Seat>>,
 }
 
 impl Future for Drive {
