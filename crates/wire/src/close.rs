@@ -48,10 +48,7 @@ pub enum InvalidClose {
 impl fmt::Display for InvalidClose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Code(code) => write!(
-                f,
-                "close code {code} must not be sent: use 1000-1003, 1007-1014 or 3000-4999"
-            ),
+            Self::Code(code) => write!(f, "close code {code} must not be sent: use 1000-1003, 1007-1014 or 3000-4999"),
             Self::ReasonTooLong(len) => write!(
                 f,
                 "the close reason takes {len} bytes of UTF-8: at most {MAX_CLOSE_REASON} fit into a close frame"
@@ -130,11 +127,7 @@ mod tests {
                 assert_eq!(checked.is_ok(), valid, "{code}");
                 let payload = code.to_be_bytes();
                 let decoded = decode_payload(&payload);
-                let expected = if valid {
-                    Ok((Some(code), ""))
-                } else {
-                    Err(violation::CLOSE_CODE)
-                };
+                let expected = if valid { Ok((Some(code), "")) } else { Err(violation::CLOSE_CODE) };
                 assert_eq!(decoded, expected, "{code}");
                 assert_eq!(check_partial(&payload).is_ok(), valid, "{code}");
             }

@@ -17,8 +17,12 @@
 //!
 //! A frame that lies whole in the chunk passes through Data or Control without the phase being stored: that is the
 //! fast path. Which opcode may come while a message is open is the table at `frame::parse_first`.
+//!
+//! A message that permessage-deflate compressed goes the same way: its pieces are inflated as they arrive, and what comes
+//! out is checked, counted against the limit and held.
 
-use crate::frame::{Body, Control, Expect, Header, MAX_HEADER, MessageKind, parse_header};
+use crate::deflate::{Chunk, DeflateParams, Inflation};
+use crate::frame::{Body, Control, Expect, Header, MAX_HEADER, MessageKind, parse_header, parse_header_deflate};
 use crate::utf8::Utf8;
 use crate::violation::{self, Violation};
 use crate::{close, mask};
@@ -41,7 +45,7 @@ pub enum Role {
 /// A message's payload: in the chunk that was fed, or put together from several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Payload<'a> {
-    /// The message arrived within one chunk and was not copied.
+    /// The message arrived within one chunk and was not copied; or it was inflated in one go.
     Borrowed(&'a [u8]),
     /// The message was put together; the buffer is the receiver's to keep.
     Owned(Vec<u8>),
@@ -107,6 +111,8 @@ pub struct Decoder {
     /// there the check is as good as new.
     utf8: Utf8,
     role: Role,
+    /// permessage-deflate, if it was negotiated. On the heap: most connections have none.
+    deflate: Option<Box<Inflation>>,
 }
 
 /// The machine's state: see the table in the module's header.
@@ -134,13 +140,14 @@ struct PartialHeader {
 
 impl PartialHeader {
     /// Goes on with `data`: the header and how much of `data` it took, or `None` if it took all and isn't complete.
+    #[inline]
     fn advance(
         &mut self,
         data: &[u8],
-        expect: Expect,
+        parse: impl Fn(&[u8]) -> Result<Option<(Header, usize)>, Violation>,
     ) -> Result<Option<(Header, usize)>, Violation> {
         if self.len == 0 {
-            let parsed = parse_header(data, expect)?;
+            let parsed = parse(data)?;
             if parsed.is_none() {
                 self.bytes[..data.len()].copy_from_slice(data);
                 self.len = data.len() as u8;
@@ -152,7 +159,7 @@ impl PartialHeader {
             self.len += 1;
             // Rare and short: a header is read anew at most 13 times.
             let held = &self.bytes[..usize::from(self.len)];
-            if let Some((header, _)) = parse_header(held, expect)? {
+            if let Some((header, _)) = parse(held)? {
                 return Ok(Some((header, i + 1)));
             }
         }
@@ -168,6 +175,8 @@ struct Frame {
     /// The mask key, rotated so that its first byte belongs to the next payload byte.
     key: Option<[u8; 4]>,
     fin: bool,
+    /// The payload is to be inflated.
+    compressed: bool,
 }
 
 impl Frame {
@@ -193,7 +202,16 @@ impl Decoder {
             open: None,
             utf8: Utf8::default(),
             role,
+            deflate: None,
         }
+    }
+
+    /// A decoder for a fresh connection on which permessage-deflate was agreed on; `max_message_size` is in bytes after
+    /// inflating, and holds while inflating: no message, whatever it claims to become, takes more.
+    ///
+    /// The extension's own memory is told in [`deflate`](crate::deflate).
+    pub fn with_deflate(role: Role, max_message_size: usize, params: DeflateParams) -> Self {
+        Self { deflate: Some(Box::new(Inflation::new(role, params))), ..Self::new(role, max_message_size) }
     }
 
     /// Takes received bytes (unmasking them in place) and calls `on_event`, in order, for everything they complete.
@@ -201,11 +219,7 @@ impl Decoder {
     /// An error means that the connection must be failed; it comes after the events of the bytes before it, and again
     /// at every later call. After a close frame everything is ignored: section 5.5.1, "The application MUST NOT send
     /// any more data frames after sending a Close frame."
-    pub fn decode(
-        &mut self,
-        data: &mut [u8],
-        on_event: &mut impl FnMut(Event<'_>),
-    ) -> Result<(), Violation> {
+    pub fn decode(&mut self, data: &mut [u8], on_event: &mut impl FnMut(Event<'_>)) -> Result<(), Violation> {
         let outcome = self.advance(data, on_event);
         if let Err(violation) = outcome {
             self.end(Phase::Failed(violation));
@@ -224,11 +238,7 @@ impl Decoder {
     }
 
     /// Runs the table in the module's header over `rest` until it needs more bytes.
-    fn advance(
-        &mut self,
-        mut rest: &mut [u8],
-        on_event: &mut impl FnMut(Event<'_>),
-    ) -> Result<(), Violation> {
+    fn advance(&mut self, mut rest: &mut [u8], on_event: &mut impl FnMut(Event<'_>)) -> Result<(), Violation> {
         loop {
             match &mut self.phase {
                 Phase::Closed => return Ok(()),
@@ -241,31 +251,40 @@ impl Decoder {
                         open: self.open,
                         room: self.max_message_size - self.assembled.len(),
                     };
-                    let Some((header, used)) = partial.advance(rest, expect)? else {
+                    let parsed = match &self.deflate {
+                        None => partial.advance(rest, |bytes| parse_header(bytes, expect))?,
+                        Some(deflate) => {
+                            partial.advance(rest, |bytes| parse_header_deflate(bytes, expect, deflate.open))?
+                        }
+                    };
+                    let Some((header, used)) = parsed else {
                         return Ok(());
                     };
                     partial.len = 0;
                     rest = &mut rest[used..];
-                    let frame = Frame {
-                        left: header.len,
-                        key: header.key,
-                        fin: header.fin,
-                    };
+                    let compressed = matches!(header.body, Body::Compressed(_));
+                    let frame = Frame { left: header.len, key: header.key, fin: header.fin, compressed };
                     rest = match header.body {
                         Body::Data(kind) => {
                             self.open = if header.fin { None } else { Some(kind) };
                             self.data(frame, kind, rest, on_event)?
                         }
-                        // An empty Vec allocates nothing.
-                        Body::Control(control) => {
-                            self.control(frame, control, Vec::new(), rest, on_event)?
+                        Body::Compressed(kind) => {
+                            self.open = if header.fin { None } else { Some(kind) };
+                            self.inflate(frame, kind, rest, on_event)?
                         }
+                        // An empty Vec allocates nothing.
+                        Body::Control(control) => self.control(frame, control, Vec::new(), rest, on_event)?,
                     };
                 }
                 Phase::Data(frame, kind) => {
                     let (frame, kind) = (*frame, *kind);
                     self.phase = Phase::Header(PartialHeader::default());
-                    rest = self.data(frame, kind, rest, on_event)?;
+                    rest = if frame.compressed {
+                        self.inflate(frame, kind, rest, on_event)?
+                    } else {
+                        self.data(frame, kind, rest, on_event)?
+                    };
                 }
                 Phase::Control(frame, control, held) => {
                     let (frame, control, held) = (*frame, *control, mem::take(held));
@@ -286,7 +305,6 @@ impl Decoder {
         on_event: &mut impl FnMut(Event<'_>),
     ) -> Result<&'d mut [u8], Violation> {
         let (piece, rest) = frame.take(data);
-        // permessage-deflate will inflate `piece` here, and hold what it yields against `max_message_size`.
         let last = frame.fin && frame.left == 0;
         if last && self.assembled.is_empty() {
             if kind == MessageKind::Text && simdutf8::basic::from_utf8(piece).is_err() {
@@ -312,6 +330,66 @@ impl Decoder {
             on_event(Event::Message { kind, payload });
         }
         Ok(rest)
+    }
+
+    /// As [`Self::data`], for a frame of a compressed message.
+    fn inflate<'d>(
+        &mut self,
+        mut frame: Frame,
+        kind: MessageKind,
+        data: &'d mut [u8],
+        on_event: &mut impl FnMut(Event<'_>),
+    ) -> Result<&'d mut [u8], Violation> {
+        let (piece, rest) = frame.take(data);
+        let last = frame.fin && frame.left == 0;
+        if frame.left > 0 {
+            self.phase = Phase::Data(frame, kind);
+        }
+        // Only `parse_header_deflate` lets a compressed frame pass. Lent, because `hold` needs the rest of `self`.
+        let Some(mut deflate) = self.deflate.take() else {
+            return Err(violation::RSV);
+        };
+        deflate.open = !frame.fin;
+        let mut chunk = Chunk::new();
+        let inflated = deflate.inflate(piece, last, &mut chunk, |full| self.hold(kind, full));
+        self.deflate = Some(deflate);
+
+        // Nothing is held, so all of the message is in the chunk.
+        if last && inflated.is_ok() && self.assembled.is_empty() && chunk.len() <= self.max_message_size {
+            if kind == MessageKind::Text && simdutf8::basic::from_utf8(&chunk).is_err() {
+                return Err(violation::TEXT_NOT_UTF8);
+            }
+            let payload = Payload::Borrowed(&chunk);
+            on_event(Event::Message { kind, payload });
+            return Ok(rest);
+        }
+
+        // What came before a fault counts before it.
+        self.hold(kind, &chunk)?;
+        inflated?;
+        if last {
+            if kind == MessageKind::Text && !self.utf8.is_complete() {
+                return Err(violation::TEXT_NOT_UTF8);
+            }
+            let payload = Payload::Owned(mem::take(&mut self.assembled));
+            on_event(Event::Message { kind, payload });
+        }
+        Ok(rest)
+    }
+
+    /// Adds to the unfinished message what was inflated, if it is text only as UTF-8, and up to the limit.
+    fn hold(&mut self, kind: MessageKind, inflated: &[u8]) -> Result<(), Violation> {
+        let room = self.max_message_size - self.assembled.len();
+        let allowed = &inflated[..inflated.len().min(room)];
+        if kind == MessageKind::Text && self.utf8.feed(allowed).is_err() {
+            return Err(violation::TEXT_NOT_UTF8);
+        }
+        if allowed.len() < inflated.len() {
+            return Err(violation::TOO_BIG);
+        }
+        // How long the message becomes, its frames don't tell.
+        self.append(inflated, self.max_message_size);
+        Ok(())
     }
 
     /// Goes on with a control frame, of which earlier chunks brought `held`; the phase is Header and becomes Control if
@@ -351,16 +429,18 @@ impl Decoder {
         Ok(rest)
     }
 
-    /// Appends a piece to the unfinished message. The buffer doubles as bytes arrive, but never past what the message
-    /// can still become: its announced end if this is the last frame, else the limit.
+    /// Appends a piece to the unfinished message, which can still become what is announced if this is the last frame,
+    /// else as long as the limit.
     fn assemble(&mut self, piece: &[u8], frame: Frame) {
+        let announced = self.assembled.len() + piece.len() + frame.left;
+        self.append(piece, if frame.fin { announced } else { self.max_message_size });
+    }
+
+    /// Appends a piece to the unfinished message. The buffer doubles as bytes arrive, but never past `most`, what the
+    /// message can become.
+    fn append(&mut self, piece: &[u8], most: usize) {
         let needed = self.assembled.len() + piece.len();
         if needed > self.assembled.capacity() {
-            let most = if frame.fin {
-                needed + frame.left
-            } else {
-                self.max_message_size
-            };
             let grown = (2 * self.assembled.capacity()).max(CREDIT);
             let target = grown.min(most).max(needed);
             self.assembled.reserve_exact(target - self.assembled.len());
@@ -373,6 +453,7 @@ impl Decoder {
     fn end(&mut self, phase: Phase) {
         self.phase = phase;
         self.assembled = Vec::new();
+        self.deflate = None;
     }
 }
 

@@ -18,6 +18,8 @@ pub const MAX_CONTROL_PAYLOAD: usize = 125;
 
 const FIN: u8 = 0x80;
 const RSV: u8 = 0x70;
+/// RFC 7692 section 6: "Per-Message Compressed".
+const RSV1: u8 = 0x40;
 const OPCODE: u8 = 0x0f;
 const MASK: u8 = 0x80;
 const LENGTH: u8 = 0x7f;
@@ -73,11 +75,7 @@ pub struct ReservedOpcode(pub u8);
 
 impl fmt::Display for ReservedOpcode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} is not a WebSocket opcode: use 0, 1, 2, 8, 9 or 10",
-            self.0
-        )
+        write!(f, "{} is not a WebSocket opcode: use 0, 1, 2, 8, 9 or 10", self.0)
     }
 }
 
@@ -124,13 +122,7 @@ pub fn encode_header(
 }
 
 /// Appends a whole frame: the header, then the payload, masked if `mask` is given.
-pub fn encode_frame(
-    out: &mut Vec<u8>,
-    opcode: Opcode,
-    fin: bool,
-    payload: &[u8],
-    mask: Option<[u8; 4]>,
-) {
+pub fn encode_frame(out: &mut Vec<u8>, opcode: Opcode, fin: bool, payload: &[u8], mask: Option<[u8; 4]>) {
     let mut header = [0; MAX_HEADER];
     let used = encode_header(&mut header, opcode, fin, payload.len(), mask);
     out.reserve(used + payload.len());
@@ -142,6 +134,15 @@ pub fn encode_frame(
     }
 }
 
+/// Appends a whole frame as [`encode_frame`] does, with RSV1 set: the first frame of a message that permessage-deflate
+/// compressed (RFC 7692 section 6). `payload` is compressed already; control and continuation frames can't be.
+pub fn encode_frame_rsv1(out: &mut Vec<u8>, opcode: Opcode, fin: bool, payload: &[u8], mask: Option<[u8; 4]>) {
+    debug_assert!(matches!(opcode, Opcode::Text | Opcode::Binary));
+    let start = out.len();
+    encode_frame(out, opcode, fin, payload, mask);
+    out[start] |= RSV1;
+}
+
 /// A decoded header, with the opcode already resolved to what the payload belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -151,10 +152,12 @@ pub(crate) struct Header {
     pub(crate) key: Option<[u8; 4]>,
 }
 
-/// What a frame's payload belongs to. A continuation frame is `Data` of the kind of the message that it continues.
+/// What a frame's payload belongs to. A continuation frame is what the message that it continues is, of its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Body {
     Data(MessageKind),
+    /// A message compressed by permessage-deflate.
+    Compressed(MessageKind),
     Control(Control),
 }
 
@@ -181,49 +184,56 @@ pub(crate) struct Expect {
 ///
 /// Each violation is reported as soon as the bytes prove it, so that the outcome does not depend on how they were cut.
 #[inline]
-pub(crate) fn parse_header(
+pub(crate) fn parse_header(bytes: &[u8], expect: Expect) -> Result<Option<(Header, usize)>, Violation> {
+    let Some(&first) = bytes.first() else {
+        return Ok(None);
+    };
+    let body = parse_first(first, expect.open)?;
+    parse_rest(bytes, first, body, expect)
+}
+
+/// [`parse_header`] where permessage-deflate was negotiated; `compressed`: the open message is.
+pub(crate) fn parse_header_deflate(
     bytes: &[u8],
     expect: Expect,
+    compressed: bool,
 ) -> Result<Option<(Header, usize)>, Violation> {
     let Some(&first) = bytes.first() else {
         return Ok(None);
     };
-    let fin = first & FIN != 0;
-    let body = parse_first(first, expect.open)?;
+    let body = parse_first_deflate(first, expect.open, compressed)?;
+    // A compressed payload may be longer than the message: DEFLATE can be as wasteful as it likes. Its bytes aren't held,
+    // and what they become is counted as they do.
+    let room = if matches!(body, Body::Compressed(_)) { usize::MAX } else { expect.room };
+    parse_rest(bytes, first, body, Expect { room, ..expect })
+}
 
+/// What follows the first byte.
+#[inline]
+fn parse_rest(bytes: &[u8], first: u8, body: Body, expect: Expect) -> Result<Option<(Header, usize)>, Violation> {
+    let fin = first & FIN != 0;
     let Some(&second) = bytes.get(1) else {
         return Ok(None);
     };
     if (second & MASK != 0) != expect.masked {
-        return Err(if expect.masked {
-            violation::UNMASKED
-        } else {
-            violation::MASKED
-        });
+        return Err(if expect.masked { violation::UNMASKED } else { violation::MASKED });
     }
     let short = second & LENGTH;
     let (len, end) = match (body, short) {
         (Body::Control(_), LENGTH_16 | LENGTH_64) => return Err(violation::CONTROL_TOO_LONG),
         (Body::Control(Control::Close), 1) => return Err(violation::CLOSE_ONE_BYTE),
-        (Body::Data(_), LENGTH_16) => (parse_length::<2>(&bytes[2..], expect.room)?, 4),
-        (Body::Data(_), LENGTH_64) => (parse_length::<8>(&bytes[2..], expect.room)?, 10),
+        (_, LENGTH_16) => (parse_length::<2>(&bytes[2..], expect.room)?, 4),
+        (_, LENGTH_64) => (parse_length::<8>(&bytes[2..], expect.room)?, 10),
         (Body::Data(_), _) if usize::from(short) > expect.room => return Err(violation::TOO_BIG),
         _ => (Some(usize::from(short)), 2),
     };
     let Some(len) = len else { return Ok(None) };
 
-    let header = |key| Header {
-        body,
-        fin,
-        len,
-        key,
-    };
+    let header = |key| Header { body, fin, len, key };
     if !expect.masked {
         return Ok(Some((header(None), end)));
     }
-    Ok(bytes[end..]
-        .first_chunk()
-        .map(|&key| (header(Some(key)), end + 4)))
+    Ok(bytes[end..].first_chunk().map(|&key| (header(Some(key)), end + 4)))
 }
 
 /// The first byte: FIN, RSV and opcode, checked against the message that is open.
@@ -236,7 +246,6 @@ pub(crate) fn parse_header(
 /// | control, no FIN | 1002 | 1002 |
 /// | reserved | 1002 | 1002 |
 fn parse_first(first: u8, open: Option<MessageKind>) -> Result<Body, Violation> {
-    // permessage-deflate will allow RSV1 here, on the first frame of a message only (RFC 7692 section 6).
     if first & RSV != 0 {
         return Err(violation::RSV);
     }
@@ -259,17 +268,35 @@ fn parse_first(first: u8, open: Option<MessageKind>) -> Result<Body, Violation> 
     }
 }
 
+/// The first byte where permessage-deflate was negotiated. RFC 7692 section 6 gives RSV1 a meaning:
+///
+/// | RSV1 | opcode | |
+/// |---|---|---|
+/// | set | text, binary | as without RSV1; the message is compressed |
+/// | set | any other | 1002 |
+/// | clear | continuation | as ever; the message is what it began as |
+/// | clear | any other | as ever; the message isn't compressed |
+fn parse_first_deflate(first: u8, open: Option<MessageKind>, compressed: bool) -> Result<Body, Violation> {
+    let begins = matches!(Opcode::try_from(first & OPCODE), Ok(Opcode::Text | Opcode::Binary));
+    let marked = first & RSV == RSV1 && begins;
+    if first & RSV != 0 && !marked {
+        return Err(violation::RSV_DEFLATE);
+    }
+    let body = parse_first(first & !RSV, open)?;
+    Ok(match body {
+        // If a message is open, this is its continuation.
+        Body::Data(kind) if marked || open.is_some() && compressed => Body::Compressed(kind),
+        _ => body,
+    })
+}
+
 /// The length of `WIDTH` (2 or 8) bytes at the front of `bytes`, or `None` if they haven't all arrived.
 fn parse_length<const WIDTH: usize>(bytes: &[u8], room: usize) -> Result<Option<usize>, Violation> {
     let given = &bytes[..bytes.len().min(WIDTH)];
     let missing = WIDTH - given.len();
     let least = given.iter().fold(0, |n: u64, &b| n << 8 | u64::from(b));
     // The length is at least this: the bytes to come can only add to it.
-    let least = if missing < 8 {
-        least << (8 * missing)
-    } else {
-        0
-    };
+    let least = if missing < 8 { least << (8 * missing) } else { 0 };
 
     if WIDTH == 8 {
         if least >> 63 != 0 {
@@ -315,10 +342,7 @@ mod tests {
                 None => assert_eq!(Opcode::try_from(value), Err(ReservedOpcode(value))),
             }
         }
-        assert_eq!(
-            ReservedOpcode(3).to_string(),
-            "3 is not a WebSocket opcode: use 0, 1, 2, 8, 9 or 10"
-        );
+        assert_eq!(ReservedOpcode(3).to_string(), "3 is not a WebSocket opcode: use 0, 1, 2, 8, 9 or 10");
     }
 
     /// The examples of section 5.7, byte for byte.
@@ -332,15 +356,10 @@ mod tests {
         assert_eq!(encode(Opcode::Text, true, b"Hello", None), b"\x81\x05Hello");
         assert_eq!(
             encode(Opcode::Text, true, b"Hello", Some(KEY)),
-            [
-                0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58
-            ]
+            [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58]
         );
         assert_eq!(encode(Opcode::Text, false, b"Hel", None), b"\x01\x03Hel");
-        assert_eq!(
-            encode(Opcode::Continuation, true, b"lo", None),
-            b"\x80\x02lo"
-        );
+        assert_eq!(encode(Opcode::Continuation, true, b"lo", None), b"\x80\x02lo");
         assert_eq!(encode(Opcode::Ping, true, b"Hello", None), b"\x89\x05Hello");
         let binary = encode(Opcode::Binary, true, &[7; 256], None);
         assert_eq!(binary[..4], [0x82, 0x7e, 0x01, 0x00]);
@@ -376,24 +395,36 @@ mod tests {
                     let mut buf = [0; MAX_HEADER];
                     let used = encode_header(&mut buf, Opcode::Binary, fin, len, key);
                     assert_eq!(used, size + if key.is_some() { 4 } else { 0 });
-                    let expect = Expect {
-                        masked: key.is_some(),
-                        open: None,
-                        room: usize::MAX,
-                    };
+                    let expect = Expect { masked: key.is_some(), open: None, room: usize::MAX };
                     for cut in 0..used {
                         assert_eq!(parse_header(&buf[..cut], expect), Ok(None), "{len} {cut}");
                     }
                     let body = Body::Data(MessageKind::Binary);
-                    let header = Header {
-                        body,
-                        fin,
-                        len,
-                        key,
-                    };
+                    let header = Header { body, fin, len, key };
                     assert_eq!(parse_header(&buf[..used], expect), Ok(Some((header, used))));
                     // Trailing data is the payload's affair.
                     assert_eq!(parse_header(&buf, expect), Ok(Some((header, used))));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn first_byte_row_by_row_with_deflate() {
+        use MessageKind::{Binary, Text};
+        for open in [None, Some(Text), Some(Binary)] {
+            for compressed in [false, true] {
+                for first in 0..=255 {
+                    let plain = parse_first(first & !RSV, open);
+                    let expected = match (first & RSV, first & OPCODE, plain) {
+                        (0, 0, Ok(Body::Data(kind))) if compressed => Ok(Body::Compressed(kind)),
+                        (0, _, plain) => plain,
+                        (RSV1, 1 | 2, Ok(Body::Data(kind))) => Ok(Body::Compressed(kind)),
+                        (RSV1, 1 | 2, Err(violation)) => Err(violation),
+                        _ => Err(violation::RSV_DEFLATE),
+                    };
+                    let parsed = parse_first_deflate(first, open, compressed);
+                    assert_eq!(parsed, expected, "{first:#x} {open:?} {compressed}");
                 }
             }
         }
@@ -418,11 +449,7 @@ mod tests {
                         (10, _, _) => Ok(Body::Control(Control::Pong)),
                         _ => Err(violation::OPCODE),
                     };
-                    assert_eq!(
-                        parse_first(fin | opcode, open),
-                        expected,
-                        "{opcode} {open:?}"
-                    );
+                    assert_eq!(parse_first(fin | opcode, open), expected, "{opcode} {open:?}");
                     for rsv in 1..8 {
                         let first = fin | rsv << 4 | opcode;
                         assert_eq!(parse_first(first, open), Err(violation::RSV));

@@ -3,6 +3,7 @@
 //! Headers come as `(name, value)` in the order received. Names compare without regard to case, and a header that is a
 //! list may come in several lines (RFC 9110 section 5.3). Values are bytes, as HTTP has them.
 
+use crate::deflate::{self, DeflateConfig, DeflateParams, ExtensionError};
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::general_purpose::{GeneralPurpose, PAD, STANDARD};
@@ -18,10 +19,7 @@ const VERSION: &[u8] = b"13";
 
 /// Reads keys. The last character's low four bits encode nothing; section 4.2.2 says that "it is not necessary for the
 /// server to base64-decode" the key at all, so a client that leaves them set is served.
-const KEY: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    PAD.with_decode_allow_trailing_bits(true),
-);
+const KEY: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, PAD.with_decode_allow_trailing_bits(true));
 
 /// `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key`, which proves that the server understood the handshake (section
 /// 4.2.2, step 5.4).
@@ -44,9 +42,7 @@ pub fn is_upgrade<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> boo
 
 /// Whether `s` is a token (RFC 9110 section 5.6.2), which a subprotocol's name must be (section 4.1).
 pub fn is_token(s: &str) -> bool {
-    !s.is_empty()
-        && s.bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+    !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
 /// A client's handshake that can be accepted.
@@ -88,21 +84,17 @@ pub fn check_request<'a>(
         return Err(Refusal::Version);
     }
     let accept = accept_key(check_key(headers.clone())?);
-    // permessage-deflate will be negotiated here. A server accepts an extension by naming it in the response, so an
-    // offer that is left alone is declined (section 4.2.2).
+    // Extensions aren't looked at here: a server accepts one by naming it in the response, so an offer that is left alone
+    // is declined (section 4.2.2). For permessage-deflate, `deflate::accept_offer` reads the offers.
     let protocols = check_offer(headers)?;
     Ok(Request { accept, protocols })
 }
 
 /// "A |Sec-WebSocket-Key| header field with a base64-encoded [...] value that, when decoded, is 16 bytes in length";
 /// section 11.3.1: it "MUST NOT appear more than once in an HTTP request".
-fn check_key<'a>(
-    headers: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
-) -> Result<&'a str, Refusal> {
+fn check_key<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])> + Clone) -> Result<&'a str, Refusal> {
     let keys = lines(headers, "sec-websocket-key");
-    let malformed = Refusal::Key {
-        found: keys.clone().count(),
-    };
+    let malformed = Refusal::Key { found: keys.clone().count() };
     let Some(key) = only(keys).and_then(|key| std::str::from_utf8(key).ok()) else {
         return Err(malformed);
     };
@@ -116,9 +108,7 @@ fn check_key<'a>(
 
 /// The subprotocols offered. Section 4.1: the elements "MUST be non-empty strings with characters in the range U+0021
 /// to U+007E not including separator characters" and "MUST all be unique strings".
-fn check_offer<'a>(
-    headers: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
-) -> Result<Vec<String>, Refusal> {
+fn check_offer<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])> + Clone) -> Result<Vec<String>, Refusal> {
     const NAME: &str = "sec-websocket-protocol";
     let mut protocols: Vec<String> = Vec::new();
     for element in elements(headers.clone(), NAME) {
@@ -199,10 +189,7 @@ impl fmt::Display for Refusal {
             Self::Version => f.write_str("Sec-WebSocket-Version must be 13"),
             Self::Key { found: 0 } => f.write_str("the Sec-WebSocket-Key header is missing"),
             Self::Key { found: 1 } => f.write_str("Sec-WebSocket-Key must be 16 bytes in base64"),
-            Self::Key { found } => write!(
-                f,
-                "Sec-WebSocket-Key must be sent once, but was sent {found} times"
-            ),
+            Self::Key { found } => write!(f, "Sec-WebSocket-Key must be sent once, but was sent {found} times"),
             Self::Protocol { name } => {
                 write!(f, "Sec-WebSocket-Protocol: {name:?} is not a token")
             }
@@ -215,6 +202,14 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// The values of the `Sec-WebSocket-Extensions` headers, in order; for [`deflate::accept_offer`].
+pub fn extensions<'a, H>(headers: H) -> impl Iterator<Item = &'a [u8]> + use<'a, H> + Clone
+where
+    H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
+{
+    lines(headers, "sec-websocket-extensions")
+}
+
 /// Checks a server's answer (section 4.1, the client's validation of the response) to a request that carried `key` and
 /// `offered` these subprotocols. Returns the subprotocol that the server chose, if it chose one.
 pub fn check_response<'a>(
@@ -223,6 +218,27 @@ pub fn check_response<'a>(
     key: &str,
     offered: &[String],
 ) -> Result<Option<String>, Rejected> {
+    check_response_with(status, headers, key, offered, None).map(|accepted| accepted.protocol)
+}
+
+/// What a server accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The subprotocol that it chose, if it chose one.
+    pub protocol: Option<String>,
+    /// What was agreed on permessage-deflate, if it accepted that.
+    pub deflate: Option<DeflateParams>,
+}
+
+/// [`check_response`] to a request that also offered permessage-deflate, with [`deflate::offer`] of this configuration;
+/// `None` if it didn't.
+pub fn check_response_with<'a>(
+    status: u16,
+    headers: impl Iterator<Item = (&'a str, &'a [u8])> + Clone,
+    key: &str,
+    offered: &[String],
+    deflate: Option<&DeflateConfig>,
+) -> Result<Accepted, Rejected> {
     if status != 101 {
         return Err(Rejected::Status(status));
     }
@@ -241,26 +257,27 @@ pub fn check_response<'a>(
         return Err(Rejected::Accept);
     }
     // "If the response includes a |Sec-WebSocket-Extensions| header field and this header field indicates the use of an
-    // extension that was not present in the client's handshake". None was; permessage-deflate will be the first.
-    if let Some(extensions) = lines(headers.clone(), "sec-websocket-extensions").next() {
-        return Err(Rejected::Extensions {
-            named: String::from_utf8_lossy(extensions).into_owned(),
-        });
-    }
+    // extension that was not present in the client's handshake"
+    let mut extensions = extensions(headers.clone());
+    let deflate = match (deflate, extensions.clone().next()) {
+        (None, Some(first)) => {
+            return Err(Rejected::Extensions { named: String::from_utf8_lossy(first).into_owned() });
+        }
+        (Some(config), _) => deflate::check_answer(&mut extensions, config).map_err(Rejected::Deflate)?,
+        (None, None) => None,
+    };
     // Section 11.3.4: the protocol header "MUST NOT appear more than once in an HTTP response", and its value must be
     // one of those offered; one that's a list is none of them.
     let mut chosen = lines(headers, "sec-websocket-protocol");
     let Some(first) = chosen.next() else {
-        return Ok(None);
+        return Ok(Accepted { protocol: None, deflate });
     };
     if chosen.next().is_some() {
         return Err(Rejected::SeveralProtocols);
     }
     match offered.iter().find(|name| name.as_bytes() == first) {
-        Some(name) => Ok(Some(name.clone())),
-        None => Err(Rejected::Protocol {
-            chosen: String::from_utf8_lossy(first).into_owned(),
-        }),
+        Some(name) => Ok(Accepted { protocol: Some(name.clone()), deflate }),
+        None => Err(Rejected::Protocol { chosen: String::from_utf8_lossy(first).into_owned() }),
     }
 }
 
@@ -280,6 +297,8 @@ pub enum Rejected {
         /// The header's value.
         named: String,
     },
+    /// The server's answer to the offer of permessage-deflate isn't valid.
+    Deflate(ExtensionError),
     /// The server chose a subprotocol that wasn't offered.
     Protocol {
         /// The name it chose.
@@ -292,25 +311,17 @@ pub enum Rejected {
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Status(status) => write!(
-                f,
-                "the server answered the WebSocket handshake with HTTP status {status}, not 101"
-            ),
+            Self::Status(status) => {
+                write!(f, "the server answered the WebSocket handshake with HTTP status {status}, not 101")
+            }
             Self::Upgrade => f.write_str("the server's Upgrade header is not \"websocket\""),
-            Self::Connection => {
-                f.write_str("the server's Connection header does not contain \"Upgrade\"")
+            Self::Connection => f.write_str("the server's Connection header does not contain \"Upgrade\""),
+            Self::Accept => f.write_str("the server's Sec-WebSocket-Accept does not match the key it was sent"),
+            Self::Extensions { named } => write!(f, "the server uses the extensions {named:?}, but none was offered"),
+            Self::Protocol { chosen } => {
+                write!(f, "the server chose the subprotocol {chosen:?}, which was not offered")
             }
-            Self::Accept => {
-                f.write_str("the server's Sec-WebSocket-Accept does not match the key it was sent")
-            }
-            Self::Extensions { named } => write!(
-                f,
-                "the server uses the extensions {named:?}, but none was offered"
-            ),
-            Self::Protocol { chosen } => write!(
-                f,
-                "the server chose the subprotocol {chosen:?}, which was not offered"
-            ),
+            Self::Deflate(error) => error.fmt(f),
             Self::SeveralProtocols => f.write_str("the server chose several subprotocols"),
         }
     }
@@ -324,16 +335,11 @@ fn connection_upgrades<'a>(headers: impl Iterator<Item = (&'a str, &'a [u8])>) -
 }
 
 /// The values of the headers called `name`, without the whitespace around them.
-fn lines<'a, H>(
-    headers: H,
-    name: &'static str,
-) -> impl Iterator<Item = &'a [u8]> + use<'a, H> + Clone
+fn lines<'a, H>(headers: H, name: &'static str) -> impl Iterator<Item = &'a [u8]> + use<'a, H> + Clone
 where
     H: Iterator<Item = (&'a str, &'a [u8])> + Clone,
 {
-    headers
-        .filter(move |(found, _)| found.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.trim_ascii())
+    headers.filter(move |(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim_ascii())
 }
 
 /// The elements of a list header called `name`, over all its lines. RFC 9110 section 5.6.1.2: a recipient "MUST parse

@@ -12,6 +12,7 @@
 //! | `decode` | [`Decoder`]: received bytes to events, messages put together (sections 5.4, 5.5) |
 //! | `utf8` | the UTF-8 check of text that arrives in pieces (section 8.1) |
 //! | `outgoing` | [`Outgoing`]: which opcode the next frame of a program's message carries (section 5.4) |
+//! | [`deflate`] | permessage-deflate (RFC 7692): negotiation, inflating, deflating |
 //! | [`close`] | close codes and the close frame's payload (sections 5.5.1, 7.4) |
 //! | `violation` | [`Violation`]: what a peer can do wrong, and the close code that answers it |
 //!
@@ -19,11 +20,11 @@
 //! was cut by the end of a chunk, and gives that memory up with the event. The bytes it holds never exceed the
 //! `max_message_size` it was made with, plus one control frame.
 //!
-//! Extensions: none yet. permessage-deflate (RFC 7692) will touch four places, marked where they are: the RSV check in
-//! `frame`, the assembly in `decode`, and the two sides of [`handshake`].
+//! Extensions: permessage-deflate, where it was negotiated. What it costs is told in [`deflate`].
 
 pub mod close;
 mod decode;
+pub mod deflate;
 mod frame;
 pub mod handshake;
 pub mod mask;
@@ -34,7 +35,7 @@ mod violation;
 pub use close::MAX_CLOSE_REASON;
 pub use decode::{Decoder, Event, Payload, Role};
 pub use frame::{
-    MAX_CONTROL_PAYLOAD, MAX_HEADER, MessageKind, Opcode, ReservedOpcode, encode_frame,
+    MAX_CONTROL_PAYLOAD, MAX_HEADER, MessageKind, Opcode, ReservedOpcode, encode_frame, encode_frame_rsv1,
     encode_header,
 };
 pub use outgoing::{Outgoing, SequenceError};

@@ -19,9 +19,7 @@ pub fn apply(data: &mut [u8], mut key: [u8; 4], offset: usize) {
         }
     }
     // Small messages are the common case and are mostly remainder: words first, then fewer than eight bytes.
-    let word_key = u64::from_ne_bytes([
-        key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3],
-    ]);
+    let word_key = u64::from_ne_bytes([key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3]]);
     let (words, rest) = rest.as_chunks_mut::<8>();
     for word in words {
         *word = (u64::from_ne_bytes(*word) ^ word_key).to_ne_bytes();
@@ -40,9 +38,7 @@ mod tests {
     /// Section 5.3, word for word.
     fn naive(data: &[u8], key: [u8; 4], offset: usize) -> Vec<u8> {
         let octets = data.iter().enumerate();
-        octets
-            .map(|(i, byte)| byte ^ key[(i + offset) % 4])
-            .collect()
+        octets.map(|(i, byte)| byte ^ key[(i + offset) % 4]).collect()
     }
 
     #[test]

@@ -29,12 +29,7 @@ pub struct Outgoing {
 impl Outgoing {
     /// The opcode to put on the wire for the next frame. `opcode` is what the caller asked for, `kind` what the message
     /// object itself suggests, `fin` whether the frame ends its message.
-    pub fn next(
-        &mut self,
-        opcode: Option<Opcode>,
-        kind: MessageKind,
-        fin: bool,
-    ) -> Result<Opcode, SequenceError> {
+    pub fn next(&mut self, opcode: Option<Opcode>, kind: MessageKind, fin: bool) -> Result<Opcode, SequenceError> {
         let (send, open) = transition(self.open, opcode, kind, fin)?;
         self.open = open;
         Ok(send)
@@ -70,9 +65,7 @@ fn transition(
         (None, Some(Opcode::Text)) => begin(Opcode::Text, MessageKind::Text),
         (None, Some(Opcode::Binary)) => begin(Opcode::Binary, MessageKind::Binary),
         (None, Some(Opcode::Continuation)) => Err(SequenceError::NothingToContinue),
-        (Some(_), None | Some(Opcode::Continuation)) => {
-            Ok((Opcode::Continuation, if fin { None } else { open }))
-        }
+        (Some(_), None | Some(Opcode::Continuation)) => Ok((Opcode::Continuation, if fin { None } else { open })),
         (Some(_), Some(Opcode::Text | Opcode::Binary)) => Err(SequenceError::MessageOpen),
     }
 }
@@ -114,14 +107,8 @@ mod tests {
     use Opcode::{Close, Continuation, Ping, Pong};
     use SequenceError::{FragmentedControl, MessageOpen, NothingToContinue, UseClose};
 
-    type Row = (
-        Option<MessageKind>,
-        Option<Opcode>,
-        MessageKind,
-        bool,
-        Result<Opcode, SequenceError>,
-        Option<MessageKind>,
-    );
+    type Row =
+        (Option<MessageKind>, Option<Opcode>, MessageKind, bool, Result<Opcode, SequenceError>, Option<MessageKind>);
 
     /// open, opcode asked for, the object's kind, fin, on the wire, open afterwards
     #[rustfmt::skip]

@@ -58,11 +58,7 @@ impl Utf8 {
             if byte < self.low || byte > self.high {
                 return Err(InvalidUtf8);
             }
-            *self = Self {
-                missing: self.missing - 1,
-                low: 0x80,
-                high: 0xbf,
-            };
+            *self = Self { missing: self.missing - 1, low: 0x80, high: 0xbf };
             return Ok(());
         }
         let (missing, low, high) = match byte {
@@ -113,9 +109,7 @@ mod tests {
 
     /// The standard library's opinion of the same: the first byte after which no continuation is valid.
     fn std_fails_at(bytes: &[u8]) -> Option<usize> {
-        (0..bytes.len()).find(|&i| {
-            std::str::from_utf8(&bytes[..=i]).is_err_and(|error| error.error_len().is_some())
-        })
+        (0..bytes.len()).find(|&i| std::str::from_utf8(&bytes[..=i]).is_err_and(|error| error.error_len().is_some()))
     }
 
     /// The whole verdict on `pieces`: whether each was accepted and the text may end after the last.
@@ -154,17 +148,11 @@ mod tests {
         (b"\xed\xa0\x80", Some(1)),
         (b"\xed\xbf\xbf", Some(1)),
         (b"\xed\xa0\x80\xed\xb0\x80", Some(1)),
-        (
-            b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited",
-            Some(12),
-        ),
+        (b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xed\xa0\x80edited", Some(12)),
         // Beyond U+10FFFF
         (b"\xf4\x90", Some(1)),
         (b"\xf4\x90\x80\x80", Some(1)),
-        (
-            b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xf4\x90\x80\x80edited",
-            Some(12),
-        ),
+        (b"\xce\xba\xe1\xbd\xb9\xcf\x83\xce\xbc\xce\xb5\xf4\x90\x80\x80edited", Some(12)),
         // A sequence that something else interrupts
         (b"\xc3\x28", Some(1)),
         (b"\xe2\x82a", Some(2)),

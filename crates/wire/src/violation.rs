@@ -36,6 +36,9 @@ violations! {
     /// Section 5.2: "If a nonzero value is received and none of the negotiated extensions defines the meaning of such a
     /// nonzero value, the receiving endpoint MUST _Fail the WebSocket Connection_."
     RSV = 1002 "a reserved bit (RSV1-3) is set, but no extension was negotiated";
+    /// RFC 7692 section 6: RSV1 is the "Per-Message Compressed" bit, on the first frame of a data message only; "An
+    /// endpoint receiving such a frame MUST _Fail the WebSocket Connection_." RSV2 and RSV3 still have no meaning.
+    RSV_DEFLATE = 1002 "a reserved bit (RSV1-3) is set where permessage-deflate has no meaning for it";
     /// Section 5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket Connection_."
     OPCODE = 1002 "the frame's opcode is reserved";
     /// Section 5.5: control frames "MUST NOT be fragmented".
@@ -65,6 +68,10 @@ violations! {
     TEXT_NOT_UTF8 = 1007 "a text message is not valid UTF-8";
     /// Section 8.1 again: section 5.5.1 makes the reason "UTF-8-encoded data".
     REASON_NOT_UTF8 = 1007 "the close reason is not valid UTF-8";
+    /// RFC 7692 section 7.2.2. Why 1007 is told in `deflate::inflate`.
+    DEFLATE_CORRUPT = 1007 "a compressed message is not valid DEFLATE data";
+    /// RFC 7692 section 7.2.1: a message ends with the first bits of an empty DEFLATE block.
+    DEFLATE_CUT_OFF = 1007 "a compressed message ends inside a DEFLATE block";
     /// Section 10.4: an implementation with limits "SHOULD impose a limit on frame sizes and the total message size
     /// after reassembly from multiple frames".
     TOO_BIG = 1009 "the message is larger than this endpoint accepts";
@@ -77,25 +84,15 @@ mod tests {
     #[test]
     fn every_violation_can_be_sent_in_a_close_frame() {
         for violation in ALL {
-            assert!(
-                matches!(violation.code, 1002 | 1007 | 1009),
-                "{violation:?}"
-            );
-            assert_eq!(
-                crate::close::check(violation.code, violation.reason),
-                Ok(()),
-                "{violation:?}"
-            );
+            assert!(matches!(violation.code, 1002 | 1007 | 1009), "{violation:?}");
+            assert_eq!(crate::close::check(violation.code, violation.reason), Ok(()), "{violation:?}");
         }
     }
 
     #[test]
     fn no_two_violations_read_the_same() {
         for (i, one) in ALL.iter().enumerate() {
-            assert!(
-                ALL[i + 1..].iter().all(|other| other.reason != one.reason),
-                "{one:?}"
-            );
+            assert!(ALL[i + 1..].iter().all(|other| other.reason != one.reason), "{one:?}");
         }
     }
 

@@ -75,11 +75,7 @@ fn fragments_become_one_message_with_control_frames_between() {
 fn lengths_of_every_form_at_every_split() {
     for len in [124, 125, 126, 127, 300] {
         let payload: Vec<u8> = (0..len).map(|i| i as u8).collect();
-        let wire = [
-            frame(Opcode::Binary, true, &payload),
-            frame(Opcode::Ping, true, b"next"),
-        ]
-        .concat();
+        let wire = [frame(Opcode::Binary, true, &payload), frame(Opcode::Ping, true, b"next")].concat();
         let expected = vec![Seen::Binary(payload), Seen::Ping(b"next".to_vec())];
         assert_at_every_cut(Role::Server, LIMIT, &wire, &(expected, Ok(())));
     }
@@ -97,9 +93,7 @@ fn assert_broken(prefix: &[u8], before: &[Seen], table: &[Broken]) {
         let early = feed(*role, LIMIT, [&wire[..proof]]);
         assert_eq!(early, (before.to_vec(), Ok(())), "too early: {bytes:x?}");
         let outcome: Outcome = feed(*role, LIMIT, [&wire[..=proof]]);
-        let fault = outcome
-            .1
-            .map_err(|violation| (violation.code, violation.reason));
+        let fault = outcome.1.map_err(|violation| (violation.code, violation.reason));
         let fits = fault.is_err_and(|fault| fault.0 == *code && fault.1.contains(word));
         assert!(fits, "not ({code}, {word:?}) but {fault:?}: {bytes:x?}");
         assert_eq!(outcome.0, before);
@@ -138,44 +132,14 @@ fn every_broken_rule_of_the_header_at_its_byte() {
         (Server, vec![0x82, 0xfe, 0, 0], 3, 1002, "shortest"),
         (Server, vec![0x82, 0xfe, 0, 125], 3, 1002, "shortest"),
         (Client, vec![0x82, 0x7e, 0, 125], 3, 1002, "shortest"),
-        (
-            Server,
-            vec![0x82, 0xff, 0, 0, 0, 0, 0, 0],
-            7,
-            1002,
-            "shortest",
-        ),
-        (
-            Client,
-            vec![0x82, 0x7f, 0, 0, 0, 0, 0, 0, 255, 255],
-            7,
-            1002,
-            "shortest",
-        ),
+        (Server, vec![0x82, 0xff, 0, 0, 0, 0, 0, 0], 7, 1002, "shortest"),
+        (Client, vec![0x82, 0x7f, 0, 0, 0, 0, 0, 0, 255, 255], 7, 1002, "shortest"),
         // The top bit, whatever else is wrong
         (Server, vec![0x82, 0xff, 0x80], 2, 1002, "most significant"),
-        (
-            Client,
-            vec![0x82, 0x7f, 0xff, 255, 255],
-            2,
-            1002,
-            "most significant",
-        ),
+        (Client, vec![0x82, 0x7f, 0xff, 255, 255], 2, 1002, "most significant"),
         // Too large: the limit is 0x10_0000, and the bytes before the last prove it
-        (
-            Server,
-            vec![0x82, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 1],
-            9,
-            1009,
-            "larger",
-        ),
-        (
-            Server,
-            vec![0x82, 0xff, 0, 0, 0, 0, 0, 0x11],
-            7,
-            1009,
-            "larger",
-        ),
+        (Server, vec![0x82, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 1], 9, 1009, "larger"),
+        (Server, vec![0x82, 0xff, 0, 0, 0, 0, 0, 0x11], 7, 1009, "larger"),
         (Server, vec![0x81, 0xff, 0x7f], 2, 1009, "larger"),
         (Client, vec![0x02, 0x7f, 0, 0, 1], 4, 1009, "larger"),
     ];
@@ -191,11 +155,7 @@ fn every_broken_rule_of_the_header_at_its_byte() {
 
 #[test]
 fn every_broken_rule_inside_a_fragmented_message() {
-    let prefix = [
-        frame(Opcode::Ping, true, b""),
-        frame(Opcode::Text, false, b"begun\xe2\x82"),
-    ]
-    .concat();
+    let prefix = [frame(Opcode::Ping, true, b""), frame(Opcode::Text, false, b"begun\xe2\x82")].concat();
     let server = |bytes, at, code, word| (Role::Server, bytes, at, code, word);
     assert_broken(
         &prefix,
@@ -205,28 +165,14 @@ fn every_broken_rule_inside_a_fragmented_message() {
             server(frame(Opcode::Binary, false, b"new"), 0, 1002, "new message"),
             // The character that the first fragment began is not continued.
             server(frame(Opcode::Continuation, false, b"x"), 6, 1007, "text"),
-            server(
-                frame(Opcode::Continuation, false, b"\xacok\xff-"),
-                9,
-                1007,
-                "text",
-            ),
+            server(frame(Opcode::Continuation, false, b"\xacok\xff-"), 9, 1007, "text"),
             // 7 bytes are held: one more than the limit, in all.
-            server(
-                vec![0x00, 0xff, 0, 0, 0, 0, 0, 0x0f, 0xff, 0xfa],
-                9,
-                1009,
-                "larger",
-            ),
+            server(vec![0x00, 0xff, 0, 0, 0, 0, 0, 0x0f, 0xff, 0xfa], 9, 1009, "larger"),
         ],
     );
     // The message ends inside the character: known when FIN's frame is complete.
     let ends = frame(Opcode::Continuation, true, b"");
-    assert_broken(
-        &prefix,
-        &[Seen::Ping(vec![])],
-        &[server(ends, 5, 1007, "text")],
-    );
+    assert_broken(&prefix, &[Seen::Ping(vec![])], &[server(ends, 5, 1007, "text")]);
 }
 
 #[test]
@@ -320,11 +266,7 @@ fn the_limit_is_inclusive_and_counts_all_fragments() {
     let outcome = |fragments: &[usize]| {
         let mut wire = Vec::new();
         for (i, &len) in fragments.iter().enumerate() {
-            let opcode = if i == 0 {
-                Opcode::Binary
-            } else {
-                Opcode::Continuation
-            };
+            let opcode = if i == 0 { Opcode::Binary } else { Opcode::Continuation };
             wire.extend(frame(opcode, i + 1 == fragments.len(), &vec![7; len]));
             wire.extend(frame(Opcode::Ping, true, &[0; 125]));
         }
@@ -342,12 +284,8 @@ fn the_limit_is_inclusive_and_counts_all_fragments() {
     assert_eq!(outcome(&[1; 201]), (0, Err(1009)));
 
     // A limit of nothing admits empty messages and control frames.
-    let wire = [
-        frame(Opcode::Ping, true, b"ping"),
-        frame(Opcode::Text, true, b""),
-        frame(Opcode::Text, true, b"x"),
-    ]
-    .concat();
+    let wire =
+        [frame(Opcode::Ping, true, b"ping"), frame(Opcode::Text, true, b""), frame(Opcode::Text, true, b"x")].concat();
     let (seen, result) = feed(Role::Server, 0, [&wire[..]]);
     assert_eq!(seen, [Seen::Ping(b"ping".to_vec()), text("")]);
     assert_eq!(result.map_err(|violation| violation.code), Err(1009));
@@ -383,13 +321,7 @@ fn many_small_frames_in_one_chunk() {
         .flat_map(|i| {
             let mut out = Vec::new();
             let key = (i.wrapping_mul(0x9e37_79b9)).to_be_bytes();
-            encode_frame(
-                &mut out,
-                Opcode::Text,
-                true,
-                i.to_string().as_bytes(),
-                Some(key),
-            );
+            encode_frame(&mut out, Opcode::Text, true, i.to_string().as_bytes(), Some(key));
             out
         })
         .collect();
@@ -414,10 +346,7 @@ fn a_panicking_callback_leaves_the_decoder_usable() {
 
 #[test]
 fn the_key_is_applied_across_chunks_of_any_size() {
-    assert_eq!(
-        KEY.iter().collect::<std::collections::HashSet<_>>().len(),
-        4
-    );
+    assert_eq!(KEY.iter().collect::<std::collections::HashSet<_>>().len(), 4);
     let payload: Vec<u8> = (0..1000).map(|i| (i * 7) as u8).collect();
     let wire = frame(Opcode::Binary, true, &payload);
     for size in 1..70 {

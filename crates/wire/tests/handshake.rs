@@ -12,9 +12,7 @@ const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 type Headers = Vec<(&'static str, &'static str)>;
 
 fn bytes<'a>(headers: &'a [(&str, &str)]) -> impl Iterator<Item = (&'a str, &'a [u8])> + Clone {
-    headers
-        .iter()
-        .map(|(name, value)| (*name, value.as_bytes()))
+    headers.iter().map(|(name, value)| (*name, value.as_bytes()))
 }
 
 /// The request of section 1.2, less the subprotocols.
@@ -30,18 +28,13 @@ fn request() -> Headers {
 }
 
 fn response() -> Headers {
-    vec![
-        ("Upgrade", "websocket"),
-        ("Connection", "Upgrade"),
-        ("Sec-WebSocket-Accept", ACCEPT),
-    ]
+    vec![("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", ACCEPT)]
 }
 
 /// `headers` with the lines called `name` replaced by these.
 fn with(headers: Headers, name: &'static str, values: &[&'static str]) -> Headers {
     let rest = headers.into_iter().filter(|header| header.0 != name);
-    rest.chain(values.iter().map(|value| (name, *value)))
-        .collect()
+    rest.chain(values.iter().map(|value| (name, *value))).collect()
 }
 
 fn refusal(headers: &[(&str, &str)]) -> Option<Refusal> {
@@ -96,10 +89,7 @@ fn requests_that_are_right() {
         ("Sec-WebSocket-Version", &[" 13 "]),
         ("Sec-WebSocket-Key", &["  dGhlIHNhbXBsZSBub25jZQ==\t"]),
         // An extension that isn't known is declined, not refused.
-        (
-            "Sec-WebSocket-Extensions",
-            &["permessage-deflate; client_max_window_bits"],
-        ),
+        ("Sec-WebSocket-Extensions", &["permessage-deflate; client_max_window_bits"]),
     ] {
         let headers = with(request(), name, values);
         let request = check_request("GET", true, bytes(&headers));
@@ -108,11 +98,7 @@ fn requests_that_are_right() {
         assert!(request.protocols.is_empty());
     }
     // The last character's four spare bits may be set; the answer is for the key as sent.
-    let headers = with(
-        request(),
-        "Sec-WebSocket-Key",
-        &["dGhlIHNhbXBsZSBub25jZR=="],
-    );
+    let headers = with(request(), "Sec-WebSocket-Key", &["dGhlIHNhbXBsZSBub25jZR=="]);
     let request = check_request("GET", true, bytes(&headers)).unwrap();
     assert_eq!(request.accept, accept_key("dGhlIHNhbXBsZSBub25jZR=="));
 }
@@ -131,12 +117,7 @@ fn requests_that_are_refused() {
         ("Sec-WebSocket-Version", &["8"], Refusal::Version, 426),
         ("Sec-WebSocket-Version", &["013"], Refusal::Version, 426),
         ("Sec-WebSocket-Version", &["13, 8"], Refusal::Version, 426),
-        (
-            "Sec-WebSocket-Version",
-            &["13", "13"],
-            Refusal::Version,
-            426,
-        ),
+        ("Sec-WebSocket-Version", &["13", "13"], Refusal::Version, 426),
     ] {
         let refusal = refusal(&with(request(), name, values));
         assert_eq!(refusal, Some(expected.clone()), "{name} {values:?}");
@@ -208,12 +189,8 @@ fn subprotocols_are_read_in_order_over_all_lines() {
 
 #[test]
 fn subprotocols_that_are_refused() {
-    let token = |name: &str| Refusal::Protocol {
-        name: name.to_owned(),
-    };
-    let twice = |name: &str| Refusal::ProtocolTwice {
-        name: name.to_owned(),
-    };
+    let token = |name: &str| Refusal::Protocol { name: name.to_owned() };
+    let twice = |name: &str| Refusal::ProtocolTwice { name: name.to_owned() };
     for (values, expected) in [
         (&["a b"][..], token("a b")),
         (&["ok, not/ok"], token("not/ok")),
@@ -250,12 +227,8 @@ fn responses_that_are_right() {
 #[test]
 fn responses_that_are_rejected() {
     let several = || Rejected::SeveralProtocols;
-    let protocol = |name: &str| Rejected::Protocol {
-        chosen: name.to_owned(),
-    };
-    let extensions = |named: &str| Rejected::Extensions {
-        named: named.to_owned(),
-    };
+    let protocol = |name: &str| Rejected::Protocol { chosen: name.to_owned() };
+    let extensions = |named: &str| Rejected::Extensions { named: named.to_owned() };
     const LOWER: &str = "s3pplmbitxaq9kygzzhzrbk+xoo=";
     for (name, values, expected) in [
         ("Upgrade", &[][..], Rejected::Upgrade),
@@ -270,20 +243,12 @@ fn responses_that_are_rejected() {
         ("Sec-WebSocket-Accept", &[LOWER], Rejected::Accept),
         ("Sec-WebSocket-Accept", &[KEY], Rejected::Accept),
         ("Sec-WebSocket-Accept", &[ACCEPT, ACCEPT], Rejected::Accept),
-        (
-            "Sec-WebSocket-Extensions",
-            &["permessage-deflate"],
-            extensions("permessage-deflate"),
-        ),
+        ("Sec-WebSocket-Extensions", &["permessage-deflate"], extensions("permessage-deflate")),
         ("Sec-WebSocket-Extensions", &[""], extensions("")),
         ("Sec-WebSocket-Protocol", &["other"], protocol("other")),
         ("Sec-WebSocket-Protocol", &["Chat"], protocol("Chat")),
         ("Sec-WebSocket-Protocol", &[""], protocol("")),
-        (
-            "Sec-WebSocket-Protocol",
-            &["chat, superchat"],
-            protocol("chat, superchat"),
-        ),
+        ("Sec-WebSocket-Protocol", &["chat, superchat"], protocol("chat, superchat")),
         ("Sec-WebSocket-Protocol", &["chat", "superchat"], several()),
         ("Sec-WebSocket-Protocol", &["chat", "chat"], several()),
     ] {
@@ -297,12 +262,7 @@ fn responses_that_are_rejected() {
     for status in [200, 301, 401, 100, 404] {
         let rejected = check_response(status, bytes(&response()), KEY, &[]);
         assert_eq!(rejected, Err(Rejected::Status(status)));
-        assert!(
-            rejected
-                .unwrap_err()
-                .to_string()
-                .contains(&status.to_string())
-        );
+        assert!(rejected.unwrap_err().to_string().contains(&status.to_string()));
     }
 }
 

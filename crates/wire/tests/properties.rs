@@ -5,9 +5,7 @@ mod common;
 
 use common::{Outcome, Seen, feed};
 use proptest::prelude::*;
-use pyhv_wire::{
-    MAX_HEADER, MessageKind, Opcode, Outgoing, Role, close, encode_frame, encode_header,
-};
+use pyhv_wire::{MAX_HEADER, MessageKind, Opcode, Outgoing, Role, close, encode_frame, encode_header};
 
 const LIMIT: usize = 4096;
 
@@ -37,19 +35,11 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 /// What the acts look like on the wire, and what must be seen of them.
-fn play(
-    role: Role,
-    acts: &[Act],
-    keys: &mut impl Iterator<Item = [u8; 4]>,
-) -> (Vec<u8>, Vec<Seen>) {
+fn play(role: Role, acts: &[Act], keys: &mut impl Iterator<Item = [u8; 4]>) -> (Vec<u8>, Vec<Seen>) {
     let (mut wire, mut seen) = (Vec::new(), Vec::new());
     let mut outgoing = Outgoing::default();
     let mut put = |opcode, fin, payload: &[u8]| {
-        let key = if role == Role::Server {
-            keys.next()
-        } else {
-            None
-        };
+        let key = if role == Role::Server { keys.next() } else { None };
         encode_frame(&mut wire, opcode, fin, payload, key);
     };
     for act in acts {
@@ -63,8 +53,7 @@ fn play(
                 seen.push(Seen::Pong(payload.clone()));
             }
             Act::Message(kind, payload, cuts, pings) => {
-                let mut ends: Vec<usize> =
-                    cuts.iter().map(|i| i.index(payload.len() + 1)).collect();
+                let mut ends: Vec<usize> = cuts.iter().map(|i| i.index(payload.len() + 1)).collect();
                 ends.sort_unstable();
                 ends.push(payload.len());
                 let (mut start, last) = (0, ends.len() - 1);
@@ -72,11 +61,7 @@ fn play(
                 for (i, end) in ends.into_iter().enumerate() {
                     let opcode = outgoing.next(None, *kind, i == last);
                     assert!(opcode.is_ok());
-                    put(
-                        opcode.unwrap_or(Opcode::Close),
-                        i == last,
-                        &payload[start..end],
-                    );
+                    put(opcode.unwrap_or(Opcode::Close), i == last, &payload[start..end]);
                     start = end;
                     if let (true, Some(ping)) = (i < last, pings.next()) {
                         put(Opcode::Ping, true, ping);
@@ -122,12 +107,7 @@ fn outcome(role: Role, wire: &[u8], sizes: &[usize]) -> Result<Outcome, TestCase
     let whole = feed(role, LIMIT, [wire]);
     prop_assert_eq!(&feed(role, LIMIT, cut(wire, sizes)), &whole);
     prop_assert_eq!(&feed(role, LIMIT, wire.chunks(1)), &whole);
-    prop_assert!(
-        !whole
-            .0
-            .iter()
-            .any(|seen| matches!(seen, Seen::BrokenText(_)))
-    );
+    prop_assert!(!whole.0.iter().any(|seen| matches!(seen, Seen::BrokenText(_))));
     Ok(whole)
 }
 
@@ -233,10 +213,7 @@ fn messages_of_every_size_arrive() {
             assert!(feed(role, MOST, [&wire[..]]) == expected, "{len} whole");
             assert!(feed(role, MOST, wire.chunks(4093)) == expected, "{len} cut");
             if len <= 65536 {
-                assert!(
-                    feed(role, MOST, wire.chunks(1)) == expected,
-                    "{len} by byte"
-                );
+                assert!(feed(role, MOST, wire.chunks(1)) == expected, "{len} by byte");
             }
         }
     }

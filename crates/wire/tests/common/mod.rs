@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test crate uses its part")]
 
-use pyhv_wire::{Decoder, Event, MessageKind, Opcode, Role, Violation, encode_frame};
+use pyhv_wire::deflate::DeflateParams;
+use pyhv_wire::{Decoder, Event, MessageKind, Opcode, Role, Violation, encode_frame, encode_frame_rsv1};
+
+pub(crate) mod strict;
 
 /// An [`Event`] that owns its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,17 +22,11 @@ pub(crate) enum Seen {
 impl From<Event<'_>> for Seen {
     fn from(event: Event<'_>) -> Self {
         match event {
-            Event::Message {
-                kind: MessageKind::Text,
-                payload,
-            } => match String::from_utf8(payload.into_vec()) {
+            Event::Message { kind: MessageKind::Text, payload } => match String::from_utf8(payload.into_vec()) {
                 Ok(text) => Self::Text(text),
                 Err(error) => Self::BrokenText(error.into_bytes()),
             },
-            Event::Message {
-                kind: MessageKind::Binary,
-                payload,
-            } => Self::Binary(payload.into_vec()),
+            Event::Message { kind: MessageKind::Binary, payload } => Self::Binary(payload.into_vec()),
             Event::Ping(payload) => Self::Ping(payload.to_vec()),
             Event::Pong(payload) => Self::Pong(payload.to_vec()),
             Event::Close { code, reason } => Self::Close(code, reason.to_owned()),
@@ -41,12 +38,16 @@ impl From<Event<'_>> for Seen {
 pub(crate) type Outcome = (Vec<Seen>, Result<(), Violation>);
 
 /// Feeds the chunks to a fresh decoder. The result is that of the last call, or of the first that failed.
-pub(crate) fn feed<'a>(
-    role: Role,
+pub(crate) fn feed<'a>(role: Role, max_message_size: usize, chunks: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
+    feed_to(Decoder::new(role, max_message_size), max_message_size, chunks)
+}
+
+/// Feeds the chunks to this decoder.
+pub(crate) fn feed_to<'a>(
+    mut decoder: Decoder,
     max_message_size: usize,
     chunks: impl IntoIterator<Item = &'a [u8]>,
 ) -> Outcome {
-    let mut decoder = Decoder::new(role, max_message_size);
     let mut seen = Vec::new();
     let mut failed = None;
     for chunk in chunks {
@@ -65,13 +66,18 @@ pub(crate) fn feed<'a>(
 
 /// Asserts that `wire` comes to `expected` whole, byte by byte, with empty chunks between, and at every split.
 pub(crate) fn assert_at_every_cut(role: Role, limit: usize, wire: &[u8], expected: &Outcome) {
-    assert_eq!(feed(role, limit, [wire]), *expected, "whole");
-    assert_eq!(feed(role, limit, wire.chunks(1)), *expected, "by byte");
+    assert_at_every_cut_of(|| Decoder::new(role, limit), limit, wire, expected);
+}
+
+/// The same with a decoder of another make.
+pub(crate) fn assert_at_every_cut_of(make: impl Fn() -> Decoder, limit: usize, wire: &[u8], expected: &Outcome) {
+    assert_eq!(feed_to(make(), limit, [wire]), *expected, "whole");
+    assert_eq!(feed_to(make(), limit, wire.chunks(1)), *expected, "by byte");
     let spaced = wire.chunks(1).flat_map(|byte| [&[][..], byte, &[]]);
-    assert_eq!(feed(role, limit, spaced), *expected, "with empty chunks");
+    assert_eq!(feed_to(make(), limit, spaced), *expected, "with empty chunks");
     for cut in 0..=wire.len() {
         let (left, right) = wire.split_at(cut);
-        let outcome = feed(role, limit, [left, right]);
+        let outcome = feed_to(make(), limit, [left, right]);
         assert_eq!(outcome, *expected, "split at {cut}");
     }
 }
@@ -90,4 +96,67 @@ pub(crate) fn frame_to(role: Role, opcode: Opcode, fin: bool, payload: &[u8]) ->
 /// A frame as a client sends it.
 pub(crate) fn frame(opcode: Opcode, fin: bool, payload: &[u8]) -> Vec<u8> {
     frame_to(Role::Server, opcode, fin, payload)
+}
+
+/// The frames of a message whose payload is compressed already, in fragments that end at these places.
+pub(crate) fn compressed_frames(role: Role, opcode: Opcode, payload: &[u8], ends: &[usize]) -> Vec<Vec<u8>> {
+    let key = (role == Role::Server).then_some(KEY);
+    let mut start = 0;
+    let ends = ends.iter().copied().chain([payload.len()]);
+    let count = ends.clone().count();
+    let frames = ends.enumerate().map(|(i, end)| {
+        let (mut out, fin) = (Vec::new(), i + 1 == count);
+        let piece = &payload[start..end];
+        start = end;
+        if i == 0 {
+            encode_frame_rsv1(&mut out, opcode, fin, piece, key);
+        } else {
+            encode_frame(&mut out, Opcode::Continuation, fin, piece, key);
+        }
+        out
+    });
+    frames.collect()
+}
+
+/// The frame of such a message as a client sends it.
+pub(crate) fn compressed(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    compressed_frames(Role::Server, opcode, payload, &[]).concat()
+}
+
+/// Parameters that are the same for both sides.
+pub(crate) fn params(window_bits: u8, takeover: bool) -> DeflateParams {
+    DeflateParams {
+        server_no_context_takeover: !takeover,
+        client_no_context_takeover: !takeover,
+        server_max_window_bits: window_bits,
+        client_max_window_bits: window_bits,
+    }
+}
+
+/// Text that looks like what games and dashboards send: keys that recur, numbers that don't.
+pub(crate) fn json(len: usize, seed: u64) -> Vec<u8> {
+    let mut text = String::from("{\"type\":\"state\",\"players\":[");
+    let mut state = seed;
+    while text.len() < len {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let (id, x, y) = (state >> 52, (state >> 33) % 8000, (state >> 44) % 6000);
+        text += &format!("{{\"id\":{id},\"name\":\"pläyer{}\",\"x\":{x},\"y\":{y}}},", id % 100);
+    }
+    while !text.is_char_boundary(len) {
+        text.insert(0, ' ');
+    }
+    text.truncate(len);
+    text.into_bytes()
+}
+
+/// Bytes that can't be compressed.
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut byte = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    };
+    (0..len).map(|_| byte()).collect()
 }
