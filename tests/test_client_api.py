@@ -80,7 +80,6 @@ def test_connect_returns_at_once_and_on_open_follows_on_a_tick(echo: EchoServer)
         "127.0.0.1:9090",
         "//127.0.0.1/",
         "http://127.0.0.1/",
-        "wss://127.0.0.1/",
         "ws:127.0.0.1",
         "ws://",
         "ws:///path",
@@ -150,10 +149,10 @@ def test_the_scheme_and_host_compare_without_case(echo: EchoServer, scheme: str)
 
 
 def test_headers_arrive_at_the_server(server: RecordingServer) -> None:
-    client = connected(server, headers=[("X-Thing", "one"), ("x-thing", "two"), ("Origin", "http://here")])
+    client = connected(server, headers=[("X-Thing", "one"), ("x-thing", "two"), ("X-Origin", "http://here")])
     headers = only_channel(server).headers
     assert headers.get_all("x-thing") == ["one", "two"]
-    assert headers["origin"] == "http://here"
+    assert headers["x-origin"] == "http://here"
     assert headers["host"] == f"{HOST}:{port_of(server)}"
     assert headers["sec-websocket-version"] == "13"
     client.close()

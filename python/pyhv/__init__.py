@@ -6,6 +6,7 @@ thread. Start with `HvWebServer` and `HvWebSocketClient`.
 
 from __future__ import annotations
 
+import atexit as _atexit
 import os as _os
 from importlib.metadata import version as _version
 
@@ -52,3 +53,6 @@ __version__ = _version("pyhv")
 
 if hasattr(_os, "register_at_fork"):
     _os.register_at_fork(after_in_child=_native._after_fork_in_child)
+
+# Functions registered later, such as a program's own, run before it.
+_atexit.register(_native._before_exit)

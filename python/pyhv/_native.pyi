@@ -1,6 +1,7 @@
 """The native core of pyHV. Programs use what `pyhv` exports."""
 
-from typing import Any, final
+from os import PathLike
+from typing import Any, TypeAlias, final
 
 # For type checkers alone: they know this module even where it is not installed.
 from typing_extensions import Buffer, Self, disjoint_base
@@ -8,19 +9,25 @@ from typing_extensions import Buffer, Self, disjoint_base
 from pyhv.errors import ConnectError
 from pyhv.http import Headers, QueryParams
 
+_StrPath: TypeAlias = str | PathLike[str]
+
 __all__ = [
     "HttpRequest",
     "Server",
     "WebSocketChannel",
     "WebSocketClient",
     "_after_fork_in_child",
+    "_before_exit",
     "io_threads",
+    "make_dev_certificates",
     "set_io_threads",
 ]
 
 def io_threads() -> int: ...
 def set_io_threads(count: int) -> None: ...
+def make_dev_certificates(names: list[str]) -> tuple[str, str, str]: ...
 def _after_fork_in_child() -> None: ...
+def _before_exit() -> None: ...
 
 @final
 class WebSocketChannel:
@@ -44,6 +51,12 @@ class WebSocketChannel:
     def is_open(self) -> bool: ...
     @property
     def buffered_amount(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def latency(self) -> float | None: ...
+    @property
+    def subprotocol(self) -> str | None: ...
     @property
     def close_code(self) -> int | None: ...
     @property
@@ -85,7 +98,13 @@ class Server:
     def is_running(self) -> bool: ...
     @property
     def port(self) -> int | None: ...
-    def _start(self, host: str, port: int, options: dict[str, Any]) -> int: ...
+    @property
+    def tls_port(self) -> int | None: ...
+    @property
+    def refusals(self) -> dict[str, int]: ...
+    def _start(
+        self, host: str, port: int, tls: tuple[int, _StrPath, _StrPath] | None, options: dict[str, Any]
+    ) -> None: ...
     def _add_route(self, method: str | None, pattern: str, number: int) -> None: ...
 
 @disjoint_base
@@ -114,6 +133,10 @@ class WebSocketClient:
     def remote_address(self) -> tuple[str, int] | None: ...
     @property
     def buffered_amount(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def latency(self) -> float | None: ...
     def _connect(
         self,
         url: str,
@@ -123,5 +146,6 @@ class WebSocketClient:
         path: str,
         headers: list[tuple[str, str]],
         protocols: list[str],
+        tls: dict[str, Any] | None,
         options: dict[str, Any],
     ) -> None: ...

@@ -246,9 +246,12 @@ def _split(url: str) -> tuple[bool, str, int, str, str, str | None]:
     authority = f"[{host}]" if ":" in host else host
     if port is not None and port != default:
         authority += f":{port}"
-    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
-    if parts.query:
-        path += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+    try:
+        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        if parts.query:
+            path += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~?")
+    except UnicodeEncodeError as error:
+        raise bad(str(error)) from None
     user = None
     if parts.username is not None:
         credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

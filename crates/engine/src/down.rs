@@ -86,7 +86,7 @@ impl std::fmt::Debug for DownQueue {
 thread_local! {
     /// How many ticks run on this thread, one inside the other (a server's callback may tick a client).
     static CORKED: Cell<u32> = const { Cell::new(0) };
-    /// I/O threads to wake when the outermost ends.
+    /// I/O threads to wake when one of them ends.
     static TOUCHED: RefCell<Vec<Arc<IoThread>>> = const { RefCell::new(Vec::new()) };
     /// I/O thread only: endpoints whose ticking threads are to be woken when this round of reads is over.
     static WAKES: RefCell<Vec<Arc<Endpoint>>> = const { RefCell::new(Vec::new()) };
@@ -108,17 +108,13 @@ impl Cork {
 
 impl Drop for Cork {
     fn drop(&mut self) {
-        let left = CORKED.with(|c| {
-            c.set(c.get() - 1);
-            c.get()
+        CORKED.with(|c| c.set(c.get() - 1));
+        // Also when a tick inside another one ends: its callbacks may wait for the answer to what they sent.
+        TOUCHED.with(|t| {
+            for io in t.borrow_mut().drain(..) {
+                io.down.notify.notify_one();
+            }
         });
-        if left == 0 {
-            TOUCHED.with(|t| {
-                for io in t.borrow_mut().drain(..) {
-                    io.down.notify.notify_one();
-                }
-            });
-        }
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Endpoint {
     /// Tasks that still run for this endpoint.
     live: AtomicUsize,
     stopping: AtomicBool,
+    /// The owner is gone: channels need no release by the program.
+    abandoned: AtomicBool,
     phase: watch::Sender<Phase>,
     /// [`runtime::forks`] when it was made.
     forks: u32,
@@ -147,6 +149,7 @@ impl Endpoint {
             shards,
             live: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Running),
             forks: runtime::forks(),
             complaints: Mutex::default(),
@@ -263,13 +266,13 @@ impl Endpoint {
         let key = channel / self.shards.len();
         let Some(entry) = shard.get_mut(key) else { return };
         match entry.released {
-            None => entry.released = Some(side),
-            Some(other) if other != side => {
+            None if !self.abandoned.load(Ordering::Relaxed) => entry.released = Some(side),
+            other if other != Some(side) => {
                 let entry = shard.remove(key);
                 drop(shard);
                 drop(entry);
             }
-            Some(_) => {}
+            _ => {}
         }
     }
 
@@ -333,6 +336,19 @@ impl Endpoint {
     /// Ends everything without delivering anything more, for an owner that goes away.
     pub fn discard(self: &Arc<Self>) {
         self.inbox.close();
+        // Nobody will deliver the close events: the channels are the I/O side's alone from here on. Before the abort,
+        // so that a connection that ends in between finds this side done.
+        self.abandoned.store(true, Ordering::Relaxed);
+        for shard in &self.shards {
+            let mut over = Vec::new();
+            shard.lock().retain(|_, entry| {
+                let keep = entry.released != Some(Side::Io);
+                if !keep {
+                    over.push(Arc::clone(&entry.conn));
+                }
+                keep
+            });
+        }
         self.abort();
     }
 

@@ -271,10 +271,6 @@ impl Inbox {
         }
     }
 
-    pub(crate) fn epoch(&self) -> u64 {
-        self.epoch.load(Ordering::Acquire)
-    }
-
     /// Whether everything put into batch `epoch` has been delivered and answered.
     pub(crate) fn is_done(&self, epoch: u64) -> bool {
         self.done.load(Ordering::Acquire) >= epoch
@@ -295,7 +291,9 @@ impl Inbox {
     /// Makes the descriptor readable if anybody looks at it.
     pub fn signal(&self) {
         let mut inner = self.inner.lock();
-        if (inner.exported || inner.waiting) && !inner.signalled && !inner.closed {
+        // Signals come some time after the event: a tick may have taken it since.
+        let wanted = (inner.exported || inner.waiting) && !inner.signalled && !inner.closed;
+        if wanted && self.is_ready() {
             if let Some(wake) = &inner.wake {
                 wake.signal();
             }

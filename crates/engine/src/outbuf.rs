@@ -10,6 +10,9 @@ use std::io::{self, IoSlice};
 /// Slices handed to one write; Linux takes 1024 at most (IOV_MAX), few are ever needed.
 const MAX_SLICES: usize = 64;
 
+/// Frames up to this size are copied together.
+const SMALL: usize = 2 << 10;
+
 #[derive(Debug)]
 enum Chunk {
     /// Frames of our own making, one behind the other.
@@ -69,7 +72,11 @@ impl OutBuf {
     }
 
     pub(crate) fn push_shared(&mut self, bytes: Bytes) {
-        if !bytes.is_empty() {
+        // Behind something else a small frame is cheaper to copy than to give a slice of its own: hundreds of them
+        // leave in one write.
+        if !self.chunks.is_empty() && bytes.len() <= SMALL {
+            self.tail().extend_from_slice(&bytes);
+        } else if !bytes.is_empty() {
             self.chunks.push_back(Chunk::Shared(bytes));
         }
     }
@@ -204,13 +211,15 @@ mod tests {
         let (mut buf, _) = filled();
         let mut first = true;
         let _ = buf.flush(|_| if std::mem::take(&mut first) { Ok(2) } else { Err(io::ErrorKind::WouldBlock.into()) });
-        assert_eq!(buf.drop_unsent(), 10);
+        assert_eq!(buf.drop_unsent(), 0, "small frames lie in one chunk");
+        buf.push_shared(Bytes::from(vec![0; SMALL + 1]));
+        assert_eq!(buf.drop_unsent(), SMALL + 1);
         let mut got = Vec::new();
         let _ = buf.flush(|s| {
             got.extend_from_slice(&s[0]);
             Ok(s[0].len())
         });
-        assert_eq!(got, b"cdef");
+        assert_eq!(got, b"cdefsharedtail");
         let (mut fresh, _) = filled();
         assert_eq!(fresh.drop_unsent(), 16);
         assert!(fresh.is_empty());

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::RwLock;
@@ -439,6 +439,10 @@ async fn answer(request: Request<Incoming>, client: &Client) -> Response<Full<By
     if wire::handshake::is_upgrade(pairs(request.headers())) {
         return upgrade(request, client).await;
     }
+    // RFC 9112 section 3.2: no Host, or more than one, is answered with 400. HTTP/2 has a pseudo-header instead.
+    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
+        return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request: one Host header is required\n"));
+    }
     let found = routes.read().find(request.method(), request.uri().path());
     let (route, params) = match found {
         Found::Route { route, params } => (route, params),
@@ -464,18 +468,23 @@ async fn answer(request: Request<Incoming>, client: &Client) -> Response<Full<By
         parts.headers.insert(header::HOST, host);
     }
     let limit = endpoint.settings.max_body_size;
+    let too_large = || {
+        endpoint.complain(io, "max_body_size", || {
+            format!(
+                "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
+                parts.method, parts.uri
+            )
+        });
+        closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n"))
+    };
+    // Announced too large: refused before a byte of it, and before "100 Continue", which hyper sends on the first read.
+    if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
+        return too_large();
+    }
     let collected = tokio::time::timeout(endpoint.settings.body_timeout, Limited::new(body, limit).collect()).await;
     let body = match collected {
         Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
-            endpoint.complain(io, "max_body_size", || {
-                format!(
-                    "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
-                    parts.method, parts.uri
-                )
-            });
-            return closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n"));
-        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => return too_large(),
         Ok(Err(_)) => return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request\n")),
         Err(_) => return closing(plain(StatusCode::REQUEST_TIMEOUT, "408 Request Timeout\n")),
     };

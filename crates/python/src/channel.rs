@@ -1,6 +1,6 @@
 //! `WebSocketChannel`: a server's end of one WebSocket connection.
 
-use crate::convert;
+use crate::convert::{self, CloseCode, OpcodeArgument};
 use crate::ticker::check_process;
 use parking_lot::Mutex;
 use pyhv_engine::connection::{Connection, SendError};
@@ -34,12 +34,12 @@ pub(crate) fn send(
     conn: &Arc<Connection>,
     what: &str,
     msg: &Bound<'_, PyAny>,
-    opcode: Option<u8>,
+    opcode: Option<OpcodeArgument>,
     fin: bool,
 ) -> PyResult<bool> {
     // In a child of fork() the locks below may be held by threads that are not there.
     check_process(conn.endpoint(), what)?;
-    let opcode = convert::opcode(opcode)?;
+    let opcode = opcode.map(|argument| argument.0);
     convert::with_payload(msg, |kind, payload| {
         if opcode.is_some() || kind == MessageKind::Binary {
             let text = match opcode {
@@ -56,9 +56,10 @@ pub(crate) fn send(
     })
 }
 
-/// Checks what `close` was asked to send.
-pub(crate) fn check_close(code: u16, reason: &str) -> PyResult<()> {
-    wire::close::check(code, reason).map_err(|error| PyValueError::new_err(error.to_string()))
+/// Checks what `close` was asked to send; returns the code.
+pub(crate) fn check_close(code: &CloseCode, reason: &str) -> PyResult<u16> {
+    wire::close::check(code.0, reason).map_err(|error| PyValueError::new_err(error.to_string()))?;
+    Ok(code.0)
 }
 
 /// `pyhv.http.Headers` from a handshake's packed headers.
@@ -118,7 +119,7 @@ impl WebSocketChannel {
     ///
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
     #[pyo3(signature = (msg, opcode=None, fin=true))]
-    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<u8>, fin: bool) -> PyResult<bool> {
+    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<OpcodeArgument>, fin: bool) -> PyResult<bool> {
         send(&self.conn, "server", msg, opcode, fin)
     }
 
@@ -130,9 +131,9 @@ impl WebSocketChannel {
     /// be sent.
     ///
     /// Any thread; never blocks.
-    #[pyo3(signature = (code=1000, reason=""))]
-    fn close(&self, code: u16, reason: &str) -> PyResult<()> {
-        check_close(code, reason)?;
+    #[pyo3(signature = (code=CloseCode::NORMAL, reason=""), text_signature = "($self, code=1000, reason='')")]
+    fn close(&self, code: CloseCode, reason: &str) -> PyResult<()> {
+        let code = check_close(&code, reason)?;
         check_process(self.conn.endpoint(), "server")?;
         self.conn.close(Some(code), reason);
         Ok(())

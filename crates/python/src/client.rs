@@ -1,9 +1,9 @@
 //! `WebSocketClient`: the native base of `HvWebSocketClient`.
 
 use crate::channel::{self, address_object, headers_object};
-use crate::convert;
+use crate::convert::{self, CloseCode, OpcodeArgument};
 use crate::server::reason;
-use crate::ticker::{self, Ticker, callback_failed, check_process, fault};
+use crate::ticker::{self, Ticker, callback_failed, channel_failed, check_process, fault};
 use parking_lot::Mutex;
 use pyhv_engine::client::{self as engine, Attempt, ConnectError, Target};
 use pyhv_engine::connection::Connection;
@@ -122,8 +122,7 @@ impl WebSocketClient {
                 }
                 conn.delivered_open();
                 if let Err(error) = slf.call_method0(intern!(py, "on_open")) {
-                    conn.close(Some(1011), "internal error");
-                    callback_failed(slf, "on_open", error)?;
+                    channel_failed(slf, "on_open", error, &conn)?;
                 }
                 Ok(())
             }
@@ -177,8 +176,7 @@ impl WebSocketClient {
         let message = convert::message(py, kind, payload)?;
         let opcode = opcode_object(py, kind)?;
         if let Err(error) = slf.call_method1(intern!(py, "on_message_frame"), (message, opcode)) {
-            conn.close(Some(1011), "internal error");
-            callback_failed(slf, "on_message", error)?;
+            channel_failed(slf, "on_message", error, &conn)?;
         }
         Ok(())
     }
@@ -264,7 +262,7 @@ impl WebSocketClient {
     /// callback of the same client, while another thread is inside `tick()`, and in a child process.
     ///
     /// All callbacks run here, on the calling thread. What they send leaves when the tick ends.
-    #[pyo3(signature = (timeout=Some(0.0)))]
+    #[pyo3(signature = (timeout=Some(0.0)), text_signature = "($self, timeout=0.0)")]
     fn tick(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<usize> {
         let py = slf.py();
         let this = slf.get();
@@ -273,10 +271,8 @@ impl WebSocketClient {
         check_process(&endpoint, "client")?;
         endpoint.note_tick();
         let deadline = convert::deadline(timeout)?;
-        if timeout != Some(0.0) && !this.ticker.is_ready(&endpoint) {
-            let over = || matches!(*this.state.lock(), State::Closed { .. } | State::New);
-            this.ticker.wait(py, &endpoint, deadline, over)?;
-        }
+        let over = || matches!(*this.state.lock(), State::Closed { .. } | State::New);
+        this.ticker.wait_if(timeout != Some(0.0), py, &endpoint, deadline, over)?;
         if !this.ticker.is_ready(&endpoint) {
             return Ok(0);
         }
@@ -304,7 +300,7 @@ impl WebSocketClient {
     ///
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
     #[pyo3(signature = (msg, opcode=None, fin=true))]
-    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<u8>, fin: bool) -> PyResult<bool> {
+    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<OpcodeArgument>, fin: bool) -> PyResult<bool> {
         let conn = match &*self.state.lock() {
             State::Open(conn) => Arc::clone(conn),
             _ => return Ok(false),
@@ -319,9 +315,9 @@ impl WebSocketClient {
     /// that must not be sent.
     ///
     /// Any thread; never blocks.
-    #[pyo3(signature = (code=1000, reason=""))]
-    fn close(&self, code: u16, reason: &str) -> PyResult<()> {
-        channel::check_close(code, reason)?;
+    #[pyo3(signature = (code=CloseCode::NORMAL, reason=""), text_signature = "($self, code=1000, reason='')")]
+    fn close(&self, code: CloseCode, reason: &str) -> PyResult<()> {
+        let code = channel::check_close(&code, reason)?;
         if let Some(endpoint) = self.current() {
             check_process(&endpoint, "client")?;
         }

@@ -4,7 +4,7 @@ use pyhv_engine::settings::{Origins, Settings, SlowPolicy};
 use pyhv_engine::tls::{TlsError, Trust};
 use pyhv_engine::wire::{self, MessageKind, Opcode};
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::{PyOSError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyString};
 use std::path::PathBuf;
@@ -45,14 +45,50 @@ pub(crate) fn with_payload<R>(
 }
 
 /// The opcode argument of `send`.
-pub(crate) fn opcode(opcode: Option<u8>) -> PyResult<Option<Opcode>> {
-    opcode
-        .map(|number| {
-            Opcode::try_from(number).map_err(|_| {
-                PyValueError::new_err(format!("opcode={number} is none of RFC 6455's: use a member of WsOpcode"))
-            })
+pub(crate) struct OpcodeArgument(pub(crate) Opcode);
+
+impl<'py> FromPyObject<'_, 'py> for OpcodeArgument {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let number = small_int(&object)?;
+        number.and_then(|n| Opcode::try_from(u8::try_from(n).ok()?).ok()).map(Self).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "opcode={} is none of RFC 6455's: use a member of WsOpcode",
+                object.to_owned()
+            ))
         })
-        .transpose()
+    }
+}
+
+/// The code argument of `close`.
+pub(crate) struct CloseCode(pub(crate) u16);
+
+impl CloseCode {
+    pub(crate) const NORMAL: Self = Self(1000);
+}
+
+impl<'py> FromPyObject<'_, 'py> for CloseCode {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        let code = small_int(&object)?.and_then(|n| u16::try_from(n).ok());
+        code.map(Self).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "close code {} must not be sent: use 1000-1003, 1007-1014 or 3000-4999",
+                object.to_owned()
+            ))
+        })
+    }
+}
+
+/// An int, or `None` for one too large for any argument of ours; TypeError for what is no int.
+pub(crate) fn small_int(object: &Bound<'_, PyAny>) -> PyResult<Option<i64>> {
+    match object.extract::<i64>() {
+        Ok(number) => Ok(Some(number)),
+        Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A control frame's payload fits (RFC 6455 section 5.5); a text frame's is UTF-8 (section 5.6).

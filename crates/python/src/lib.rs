@@ -20,10 +20,12 @@ use pyo3::prelude::*;
 
 /// Sets how many native I/O threads serve the process; see `pyhv.set_io_threads`.
 #[pyfunction]
-fn set_io_threads(count: usize) -> PyResult<()> {
-    if !(1..=64).contains(&count) {
+#[pyo3(text_signature = "(count)")]
+fn set_io_threads(count: &Bound<'_, PyAny>) -> PyResult<()> {
+    let number = convert::small_int(count)?.and_then(|n| usize::try_from(n).ok());
+    let Some(count) = number.filter(|count| (1..=64).contains(count)) else {
         return Err(PyValueError::new_err(format!("io_threads={count} is not between 1 and 64")));
-    }
+    };
     pyhv_engine::runtime::set_io_threads(count).map_err(|running| {
         PyRuntimeError::new_err(format!(
             "the I/O threads run already ({running} of them): call set_io_threads({count}) before the first start() \
@@ -49,6 +51,12 @@ fn make_dev_certificates(names: Vec<String>) -> PyResult<(String, String, String
     Ok((made.authority, made.certificate, made.key))
 }
 
+/// Registered with `atexit`.
+#[pyfunction]
+fn _before_exit(py: Python<'_>) -> PyResult<()> {
+    ticker::before_exit(py)
+}
+
 /// Registered with `os.register_at_fork`.
 #[pyfunction]
 fn _after_fork_in_child() {
@@ -67,5 +75,5 @@ mod _native {
     #[pymodule_export]
     use super::server::Server;
     #[pymodule_export]
-    use super::{_after_fork_in_child, io_threads, make_dev_certificates, set_io_threads};
+    use super::{_after_fork_in_child, _before_exit, io_threads, make_dev_certificates, set_io_threads};
 }

@@ -3,7 +3,7 @@
 use crate::channel::WebSocketChannel;
 use crate::convert;
 use crate::request::HttpRequest;
-use crate::ticker::{self, Owner, Ticker, callback_failed, check_process, fault};
+use crate::ticker::{self, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault};
 use parking_lot::{Condvar, Mutex};
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
@@ -13,7 +13,7 @@ use pyhv_engine::server as engine;
 use pyhv_engine::tls::server_config;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::{MessageKind, Opcode};
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -26,8 +26,6 @@ use std::time::{Duration, Instant};
 
 /// RFC 6455 section 7.4.1: an endpoint is "going away", such as a server going down.
 const GOING_AWAY: u16 = 1001;
-/// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
-const INTERNAL_ERROR: u16 = 1011;
 /// How long an abort may take on the I/O thread before `stop` returns without it.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
@@ -82,8 +80,7 @@ impl Server {
                 conn.delivered_open();
                 let url = &conn.handshake.url;
                 if let Err(error) = slf.call_method1(intern!(py, "on_ws_open"), (channel, url)) {
-                    conn.close(Some(INTERNAL_ERROR), "internal error");
-                    callback_failed(slf, "on_ws_open", error)?;
+                    channel_failed(slf, "on_ws_open", error, &conn)?;
                 }
                 Ok(())
             }
@@ -103,18 +100,16 @@ impl Server {
                 let request = Py::new(py, HttpRequest::new(*request))?;
                 let route = request.get().route();
                 if let Err(error) = slf.call_method1(intern!(py, "_on_request"), (route, &request)) {
-                    // Explicitly: the traceback keeps the request object alive.
-                    request.get().fail();
                     let name = format!("the handler of {}", request.get().describe());
-                    callback_failed(slf, &name, error)?;
+                    // Explicitly: the traceback keeps the request object alive.
+                    callback_failed_with(slf, &name, error, || request.get().fail())?;
                 }
                 Ok(())
             }
             Event::Upgrade(question) => {
                 let request = Py::new(py, HttpRequest::new(*question))?;
                 if let Err(error) = slf.call_method1(intern!(py, "_on_upgrade"), (&request,)) {
-                    request.get().fail();
-                    callback_failed(slf, "on_ws_upgrade", error)?;
+                    callback_failed_with(slf, "on_ws_upgrade", error, || request.get().fail())?;
                 }
                 Ok(())
             }
@@ -122,8 +117,7 @@ impl Server {
                 let Some(channel) = this.channel(py, channel) else { return Ok(()) };
                 let conn = &channel.get().conn;
                 if let Err(error) = slf.call_method1(intern!(py, "on_ws_drain"), (&channel,)) {
-                    conn.close(Some(INTERNAL_ERROR), "internal error");
-                    callback_failed(slf, "on_ws_drain", error)?;
+                    channel_failed(slf, "on_ws_drain", error, conn)?;
                 }
                 Ok(())
             }
@@ -142,8 +136,7 @@ impl Server {
         }
         let message = convert::message(py, kind, payload)?;
         if let Err(error) = slf.call_method1(intern!(py, "on_ws_message"), (&channel, message)) {
-            conn.close(Some(INTERNAL_ERROR), "internal error");
-            callback_failed(slf, "on_ws_message", error)?;
+            channel_failed(slf, "on_ws_message", error, conn)?;
         }
         Ok(())
     }
@@ -297,7 +290,7 @@ impl Server {
     /// and in a child process. After `stop()` it returns 0 at once.
     ///
     /// All callbacks run here, on the calling thread. What they send leaves when the tick ends.
-    #[pyo3(signature = (timeout=Some(0.0)))]
+    #[pyo3(signature = (timeout=Some(0.0)), text_signature = "($self, timeout=0.0)")]
     fn tick(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<usize> {
         let py = slf.py();
         let this = slf.get();
@@ -312,23 +305,23 @@ impl Server {
         check_process(endpoint, "server")?;
         endpoint.note_tick();
         let deadline = convert::deadline(timeout)?;
-        if timeout != Some(0.0) && !this.ticker.is_ready(endpoint) {
-            let stop = || this.stop_requested.load(Ordering::Relaxed);
-            this.ticker.wait(py, endpoint, deadline, stop)?;
-        }
-        let ran = {
+        let ran = (|| {
+            this.ticker.wait_if(timeout != Some(0.0), py, endpoint, deadline, || {
+                this.stop_requested.load(Ordering::Relaxed)
+            })?;
             let _cork = Cork::new();
             let ran = if this.ticker.is_ready(endpoint) { Self::run_pending(slf, endpoint)? } else { 0 };
             if let Err(error) = slf.call_method0(intern!(py, "on_tick")) {
                 callback_failed(slf, "on_tick", error)?;
             }
-            ran
-        };
+            Ok(ran)
+        })();
+        // Also when an exception leaves the tick: whoever asked is waiting.
         if let Some(timeout) = this.take_stop_request() {
             Self::stop_now(slf, timeout)?;
         }
         drop(turn);
-        Ok(ran)
+        ran
     }
 
     /// Stops gracefully: accepts nothing more, closes every channel with 1001 behind what was sent, runs the last
@@ -338,7 +331,8 @@ impl Server {
     ///
     /// Runs callbacks on the calling thread and blocks up to the timeout. Called inside a callback it takes effect
     /// when the tick ends; called while another thread is inside `tick()`, that thread stops the server at the end
-    /// of its tick, and this call waits for it. Does nothing when the server does not run.
+    /// of its tick, and this call waits for it; TimeoutError when a callback keeps it from doing so. Does nothing when
+    /// the server does not run.
     #[pyo3(signature = (timeout=5.0))]
     fn stop(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<()> {
         let py = slf.py();
@@ -354,14 +348,21 @@ impl Server {
                 if matches!(owner, Owner::Another) {
                     server.endpoint.inbox.nudge();
                     let deadline = Instant::now() + limit + ABORT_GRACE;
-                    py.detach(|| {
+                    let stopped = py.detach(|| {
                         let mut run = this.run.lock();
                         while run.as_ref().is_some_and(|r| Arc::ptr_eq(r, &server)) {
                             if this.stopped.wait_until(&mut run, deadline).timed_out() {
-                                break;
+                                return false;
                             }
                         }
+                        true
                     });
+                    if !stopped {
+                        return Err(PyTimeoutError::new_err(format!(
+                            "the thread inside tick() has not stopped the server within timeout={timeout} s: a callback \
+                             may be blocking it"
+                        )));
+                    }
                 }
                 return Ok(());
             }
@@ -482,7 +483,8 @@ fn port_number(name: &str, port: i64) -> PyResult<u16> {
 }
 
 fn listen_error(host: &str, failed: &engine::ListenError) -> PyErr {
-    let text = format!("cannot listen on {host}:{}: {}", failed.port, reason(&failed.error));
+    let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let text = format!("cannot listen on {shown}:{}: {}", failed.port, reason(&failed.error));
     match failed.error.raw_os_error() {
         Some(errno) => PyOSError::new_err((errno, text)),
         None => PyOSError::new_err(text),

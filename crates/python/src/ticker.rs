@@ -1,6 +1,7 @@
 //! What a tick is, for servers and clients alike: one thread at a time, a batch run to its end, exceptions survived.
 
 use parking_lot::Mutex;
+use pyhv_engine::connection::Connection;
 use pyhv_engine::endpoint::Endpoint;
 use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::wake::Waited;
@@ -9,8 +10,8 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 thread_local! {
     /// `threading.get_ident()` of this thread, asked once.
@@ -67,7 +68,32 @@ pub(crate) struct Turn<'a>(&'a Ticker);
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.0.owner.store(0, Ordering::Release);
+        TURNS.fetch_sub(1, Ordering::Release);
     }
+}
+
+// The end of the interpreter. Up to Python 3.13 a thread that wants the GIL back while the interpreter is finalized is
+// ended by pthread_exit, whose unwinding aborts the process when it meets the Rust frames of a tick. So before that,
+// the last function of atexit waits for ticks on other threads (daemon threads: the others have been joined) to end,
+// and no new ones begin.
+
+/// Turns that are taken, by all objects of the process.
+static TURNS: AtomicUsize = AtomicUsize::new(0);
+/// `threading.get_ident()` of the thread that ends the interpreter; 0 before.
+static EXITING: AtomicU64 = AtomicU64::new(0);
+/// How long the end of the interpreter waits for a tick on another thread.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Registered with `atexit`.
+pub(crate) fn before_exit(py: Python<'_>) -> PyResult<()> {
+    EXITING.store(ident(py)?, Ordering::SeqCst);
+    py.detach(|| {
+        let end = Instant::now() + EXIT_PATIENCE;
+        while TURNS.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    Ok(())
 }
 
 /// Who has the turn.
@@ -82,7 +108,23 @@ impl Ticker {
     pub(crate) fn enter(&self, py: Python<'_>, what: &str) -> PyResult<Turn<'_>> {
         let me = ident(py)?;
         match self.owner.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => Ok(Turn(self)),
+            Ok(_) => {
+                // Counted before the look at EXITING, as `before_exit` sets that before it looks at the count: one of
+                // the two sees the other.
+                TURNS.fetch_add(1, Ordering::SeqCst);
+                let turn = Turn(self);
+                let exiting = EXITING.load(Ordering::SeqCst);
+                if exiting != 0 && exiting != me {
+                    drop(turn);
+                    py.detach(|| {
+                        loop {
+                            std::thread::park();
+                        }
+                    });
+                    unreachable!("a parked thread ends with the process");
+                }
+                Ok(turn)
+            }
             Err(owner) if owner == me => Err(PyRuntimeError::new_err(format!(
                 "{what} was called inside a callback of the same object: callbacks never nest"
             ))),
@@ -109,6 +151,18 @@ impl Ticker {
 
     pub(crate) fn has_leftover(&self) -> bool {
         self.leftover.load(Ordering::Relaxed)
+    }
+
+    /// `wait`s if `asked`, and only if nothing is to be run yet.
+    pub(crate) fn wait_if(
+        &self,
+        asked: bool,
+        py: Python<'_>,
+        endpoint: &Arc<Endpoint>,
+        deadline: Option<Instant>,
+        until: impl Fn() -> bool,
+    ) -> PyResult<()> {
+        if asked { self.wait(py, endpoint, deadline, until) } else { Ok(()) }
     }
 
     /// Waits, without the GIL, until there is something to run, the deadline, or `until` says so after a signal.
@@ -173,13 +227,39 @@ impl Ticker {
 /// A callback raised: an `Exception` is logged and goes to `on_error`, anything else (`KeyboardInterrupt`,
 /// `SystemExit`) leaves the tick.
 pub(crate) fn callback_failed(object: &Bound<'_, PyAny>, callback: &str, error: PyErr) -> PyResult<()> {
+    callback_failed_with(object, callback, error, || {})
+}
+
+/// The same; `survive` is done first, for what is to end with an `Exception` but not with Ctrl-C.
+pub(crate) fn callback_failed_with(
+    object: &Bound<'_, PyAny>,
+    callback: &str,
+    error: PyErr,
+    survive: impl FnOnce(),
+) -> PyResult<()> {
     let py = object.py();
     if !error.is_instance_of::<PyException>(py) {
         return Err(error);
     }
+    survive();
     object.call_method1(intern!(py, "_callback_failed"), (callback, error.into_value(py)))?;
     Ok(())
 }
+
+/// A callback of a WebSocket raised: an `Exception` also closes it with 1011.
+pub(crate) fn channel_failed(
+    object: &Bound<'_, PyAny>,
+    callback: &str,
+    error: PyErr,
+    conn: &Arc<Connection>,
+) -> PyResult<()> {
+    callback_failed_with(object, callback, error, || {
+        conn.close(Some(INTERNAL_ERROR), "internal error");
+    })
+}
+
+/// RFC 6455 section 7.4.1: "an unexpected condition that prevented it from fulfilling the request".
+const INTERNAL_ERROR: u16 = 1011;
 
 /// The error for an object that was started before `fork()`.
 pub(crate) fn check_process(endpoint: &Endpoint, what: &str) -> PyResult<()> {

@@ -19,7 +19,7 @@ use crate::wire::{self, Violation};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use tokio::task::AbortHandle;
 
 impl Connection {
     /// Queues a close frame where the state allows one.
@@ -116,27 +116,32 @@ impl Connection {
         let unsent = std::mem::take(&mut inner.out).len() + held;
         self.buffered.fetch_sub(unsent, Ordering::Relaxed);
         inner.pong = None;
+        Self::set_timer(inner, None);
         self.endpoint.release(self.channel(), Side::Io);
         self.wake(inner);
     }
 
     pub(super) fn start_timer(self: &Arc<Self>, inner: &mut Inner) {
-        inner.timer += 1;
-        let (conn, timer) = (Arc::downgrade(self), inner.timer);
-        let after: Duration = self.endpoint.settings.close_timeout;
-        tokio::spawn(async move {
+        let conn = Arc::downgrade(self);
+        let after = self.endpoint.settings.close_timeout;
+        let timer = tokio::spawn(async move {
             tokio::time::sleep(after).await;
             if let Some(conn) = conn.upgrade() {
-                conn.timed_out(timer);
+                conn.timed_out();
             }
         });
+        Self::set_timer(inner, Some(timer.abort_handle()));
     }
 
-    pub(super) fn timed_out(self: &Arc<Self>, timer: u32) {
-        let inner = &mut *self.inner.lock();
-        if inner.timer != timer {
-            return;
+    /// The one before is over, and the memory it held with it.
+    fn set_timer(inner: &mut Inner, timer: Option<AbortHandle>) {
+        if let Some(old) = std::mem::replace(&mut inner.timer, timer) {
+            old.abort();
         }
+    }
+
+    pub(super) fn timed_out(self: &Arc<Self>) {
+        let inner = &mut *self.inner.lock();
         match inner.state {
             State::Answering => {
                 self.answer(inner);

@@ -16,7 +16,7 @@ pub(crate) mod keepalive;
 mod pump;
 mod task;
 
-use crate::down::{Command, DownQueue, Part, deliver};
+use crate::down::{Command, DownQueue, Part};
 use crate::endpoint::{Endpoint, Live, Seat};
 use crate::inbox::Event;
 use crate::outbuf::OutBuf;
@@ -32,6 +32,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 use task::Drive;
+use tokio::task::AbortHandle;
 
 /// The program may send.
 const OPEN: u8 = 0;
@@ -103,8 +104,8 @@ struct Inner {
     fragmented: bool,
     /// Reading stopped until the batch is taken.
     paused: bool,
-    /// Which timer is the valid one.
-    timer: u32,
+    /// Ends the closing handshake when it takes too long.
+    timer: Option<AbortHandle>,
     /// Batch of the newest event, and what this connection has in it.
     epoch: u64,
     pending: usize,
@@ -205,7 +206,7 @@ impl Connection {
                 touched: false,
                 fragmented: false,
                 paused: false,
-                timer: 0,
+                timer: None,
                 epoch: 0,
                 pending: 0,
                 held: Vec::new(),
@@ -219,8 +220,12 @@ impl Connection {
         let _ = conn.channel.set(endpoint.register(&conn));
         {
             let inner = &mut *conn.inner.lock();
-            inner.epoch = endpoint.inbox.epoch();
-            deliver(io, endpoint, Event::Open(Arc::clone(&conn)));
+            let mut filling = endpoint.inbox.fill();
+            inner.epoch = filling.epoch();
+            filling.push(Event::Open(Arc::clone(&conn)));
+            if filling.finish() {
+                DownQueue::wake_later(io, endpoint);
+            }
             if !first.is_empty() {
                 conn.received(inner, &mut first.to_vec());
             }
