@@ -107,6 +107,8 @@ class HvWebSocketClient(_native.WebSocketClient):
         ping_interval: float | None = 20.0,
         ping_timeout: float | None = 20.0,
         slow_policy: Literal["close", "drop_newest", "drop_oldest"] = "close",
+        compression: Literal["shared", "context"] | None = "shared",
+        compression_window_bits: int = 15,
     ) -> None:
         """Begins to connect, and returns at once; `on_open`, or `on_error` and `on_close`, follow on a later tick.
 
@@ -132,6 +134,10 @@ class HvWebSocketClient(_native.WebSocketClient):
         :param ping_timeout: silence after a ping, after which the connection is closed with 1011; None: never.
         :param slow_policy: what happens when `max_buffered` is reached: "close" with 1008, "drop_newest" or
             "drop_oldest" messages, which `dropped` counts.
+        :param compression: permessage-deflate (RFC 7692) to offer, for messages of 128 bytes and more: "shared"
+            compresses each message by itself; "context" keeps a context, which makes similar messages smaller and costs
+            some hundred KiB; None: off.
+        :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
 
         Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
         connecting. Any thread; never blocks.
@@ -174,6 +180,8 @@ class HvWebSocketClient(_native.WebSocketClient):
             "ping_interval": ping_interval,
             "ping_timeout": ping_timeout,
             "slow_policy": slow_policy,
+            "compression": compression,
+            "compression_window_bits": compression_window_bits,
             "tell_drain": "on_drain" in self.__dict__ or type(self).on_drain is not HvWebSocketClient.on_drain,
         }
         self._connect(url, host, port, authority, path, pairs, list(subprotocols), tls if secure else None, settings)

@@ -122,6 +122,8 @@ class HvWebServer(_native.Server):
         idle_timeout: float | None = None,
         app_stall_timeout: float | None = None,
         slow_policy: Literal["close", "drop_newest", "drop_oldest"] = "close",
+        compression: Literal["shared", "context"] | None = "shared",
+        compression_window_bits: int = 15,
         max_connections: int = 65_536,
         max_connections_per_address: int | None = None,
         max_headers: int = 100,
@@ -155,6 +157,10 @@ class HvWebServer(_native.Server):
         :param app_stall_timeout: time without a tick, after which every channel is closed with 1013.
         :param slow_policy: what happens when `max_buffered` is reached: "close" the channel with 1008, "drop_newest"
             or "drop_oldest" messages, which `channel.dropped` counts.
+        :param compression: permessage-deflate (RFC 7692) for messages of 128 bytes and more, where the client offers it:
+            "shared" compresses each message by itself, with one compressor for all channels; "context" keeps a context
+            for each channel, which makes similar messages smaller and costs some hundred KiB a channel; None: off.
+        :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
         :param max_connections: further connections are closed as they come.
         :param max_connections_per_address: the same for one client address.
         :param max_headers: a request with more header fields is answered with 431.
@@ -183,6 +189,8 @@ class HvWebServer(_native.Server):
             "idle_timeout": idle_timeout,
             "app_stall_timeout": app_stall_timeout,
             "slow_policy": slow_policy,
+            "compression": compression,
+            "compression_window_bits": compression_window_bits,
             "max_connections": max_connections,
             "max_connections_per_address": max_connections_per_address,
             "max_headers": max_headers,

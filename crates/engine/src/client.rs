@@ -162,6 +162,10 @@ async fn open(
         .header(header::CONNECTION, "Upgrade")
         .header(header::SEC_WEBSOCKET_KEY, &key)
         .header(header::SEC_WEBSOCKET_VERSION, "13");
+    let compression = endpoint.settings.compression.as_ref();
+    if let Some(config) = compression {
+        request = request.header(header::SEC_WEBSOCKET_EXTENSIONS, wire::deflate::offer(config));
+    }
     if !target.protocols.is_empty() {
         request = request.header(header::SEC_WEBSOCKET_PROTOCOL, target.protocols.join(", "));
     }
@@ -172,16 +176,22 @@ async fn open(
     let mut response = sender.send_request(request).await.map_err(|error| failed(&error))?;
     let status = response.status().as_u16();
     let pairs: Vec<_> = pairs(response.headers()).collect();
-    let subprotocol = wire::handshake::check_response(status, pairs.iter().copied(), &key, &target.protocols).map_err(
-        |rejected| ConnectError::Handshake {
-            status: Some(status),
-            text: format!("{} refused the WebSocket handshake: {rejected}", target.url),
-        },
-    )?;
+    let accepted =
+        wire::handshake::check_response_with(status, pairs.iter().copied(), &key, &target.protocols, compression)
+            .map_err(|rejected| ConnectError::Handshake {
+                status: Some(status),
+                text: format!("{} refused the WebSocket handshake: {rejected}", target.url),
+            })?;
     let headers = packed(response.headers());
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error))?;
     let parts = upgraded.downcast::<TokioIo<Transport>>().map_err(|_| failed(&"the connection was lost"))?;
-    let handshake = Handshake { url: target.url.clone(), headers, remote, subprotocol };
+    let handshake = Handshake {
+        url: target.url.clone(),
+        headers,
+        remote,
+        subprotocol: accepted.protocol,
+        deflate: accepted.deflate,
+    };
     Ok((parts.io.into_inner(), handshake, parts.read_buf))
 }
 

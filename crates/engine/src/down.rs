@@ -7,6 +7,7 @@
 //! The I/O thread is woken once per tick: during a tick the thread is *corked* ([`Cork`]) and the wake-up follows at
 //! its end.
 
+use crate::connection::pump::Broadcast;
 use crate::connection::{CloseKind, Connection};
 use crate::endpoint::Endpoint;
 use crate::inbox::Event;
@@ -47,10 +48,12 @@ pub(crate) enum Command {
     Frames { conn: Arc<Connection>, start: usize, len: usize, part: Part },
     /// A frame in its own buffer.
     Frame { conn: Arc<Connection>, bytes: Bytes, part: Part },
+    /// A message to be compressed.
+    Message { conn: Arc<Connection>, opcode: wire::Opcode, payload: Bytes },
     /// The program knows the channel from here on: broadcasts reach it.
     Announce(Arc<Connection>),
     /// A frame for every announced open channel of the endpoint on this thread but one.
-    Broadcast { endpoint: Arc<Endpoint>, bytes: Bytes, exclude: Option<u32> },
+    Broadcast { endpoint: Arc<Endpoint>, opcode: wire::Opcode, frame: Bytes, payload: usize, exclude: Option<u32> },
     /// Begin or answer the closing handshake.
     Close { conn: Arc<Connection>, kind: CloseKind, code: Option<u16>, reason: String },
     /// Close every channel of the endpoint on this thread.
@@ -184,6 +187,13 @@ impl DownQueue {
         len
     }
 
+    /// Queues a message that the I/O thread compresses.
+    pub(crate) fn push_message(conn: &Arc<Connection>, opcode: wire::Opcode, payload: &[u8]) {
+        conn.add_buffered(payload.len());
+        let payload = Bytes::copy_from_slice(payload);
+        Self::push(conn.io(), Command::Message { conn: Arc::clone(conn), opcode, payload });
+    }
+
     /// Empties the queue for as long as the I/O thread lives. Runs outside tokio's budget for tasks that behave: a
     /// broadcast to thousands would use it up and leave each connection to its own task.
     pub(crate) fn pump(io: Arc<IoThread>) -> impl Future<Output = ()> {
@@ -248,10 +258,12 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], touched: &mut Vec<A
             conn.queue(push, len, part, touched);
         }
         Command::Announce(conn) => conn.announce(),
-        Command::Broadcast { endpoint, bytes, exclude } => {
+        Command::Message { conn, opcode, payload } => conn.queue_message(opcode, &payload, touched),
+        Command::Broadcast { endpoint, opcode, frame, payload, exclude } => {
+            let mut message = Broadcast::new(opcode, frame, payload);
             endpoint.for_each_on(io.index, |channel, conn| {
                 if Some(channel) != exclude {
-                    conn.queue_broadcast(&bytes, touched);
+                    conn.queue_broadcast(&mut message, touched);
                 }
             });
         }

@@ -294,10 +294,11 @@ impl Endpoint {
     pub fn broadcast(self: &Arc<Self>, opcode: wire::Opcode, payload: &[u8], exclude: Option<u32>) {
         let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);
         wire::encode_frame(&mut frame, opcode, true, payload, None);
-        let bytes = Bytes::from(frame);
+        let header = frame.len() - payload.len();
+        let frame = Bytes::from(frame);
         for io in &self.runtime.threads {
-            let (endpoint, bytes) = (Arc::clone(self), bytes.clone());
-            DownQueue::push(io, Command::Broadcast { endpoint, bytes, exclude });
+            let (endpoint, frame) = (Arc::clone(self), frame.clone());
+            DownQueue::push(io, Command::Broadcast { endpoint, opcode, frame, payload: header, exclude });
         }
     }
 

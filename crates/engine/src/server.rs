@@ -10,7 +10,7 @@ use crate::router::{Found, Router};
 use crate::runtime::{IoThread, panic_text};
 use crate::settings::Origins;
 use crate::transport::Transport;
-use crate::wire::{self, Role};
+use crate::wire::{self, Role, deflate};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
@@ -590,6 +590,13 @@ async fn upgrade(mut request: Request<Incoming>, client: &Client) -> Response<Fu
     }
     let mut subprotocol = choose(&settings.subprotocols, &offer.protocols).cloned();
     let mut extra = Vec::new();
+    let (deflate, extensions) = match &settings.compression {
+        None => (None, None),
+        Some(config) => match deflate::accept_offer(wire::handshake::extensions(headers.iter().copied()), config) {
+            Ok(agreed) => agreed.unzip(),
+            Err(error) => return closing(plain(StatusCode::BAD_REQUEST, format!("{error}\n"))),
+        },
+    };
     if settings.ask_upgrade {
         let (responder, reply) = Responder::new(io);
         let question = HttpRequest {
@@ -628,6 +635,7 @@ async fn upgrade(mut request: Request<Incoming>, client: &Client) -> Response<Fu
         headers: packed(request.headers()),
         remote: Some(*remote),
         subprotocol: subprotocol.clone(),
+        deflate,
     };
     let upgraded = hyper::upgrade::on(&mut request);
     let (io_here, endpoint_here, seat) = (Arc::clone(io), Arc::clone(endpoint), Arc::clone(seat));
@@ -649,6 +657,9 @@ async fn upgrade(mut request: Request<Incoming>, client: &Client) -> Response<Fu
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     if let Ok(accept) = HeaderValue::from_str(&offer.accept) {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    if let Some(Ok(extensions)) = extensions.map(|answer| HeaderValue::from_str(&answer)) {
+        headers.insert(header::SEC_WEBSOCKET_EXTENSIONS, extensions);
     }
     if let Some(Ok(name)) = subprotocol.map(|name| HeaderValue::from_str(&name)) {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, name);

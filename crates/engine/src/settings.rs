@@ -1,5 +1,6 @@
 //! Every limit and timeout of an endpoint, with its default and its precedent.
 
+use crate::wire::deflate::DeflateConfig;
 use std::time::Duration;
 
 /// What to do when more than `max_buffered` bytes wait to be written to a channel. Control frames, and fragments of a
@@ -77,6 +78,8 @@ pub struct Settings {
     pub allowed_origins: Origins,
     /// Subprotocols that the server speaks, the preferred first.
     pub subprotocols: Vec<String>,
+    /// permessage-deflate (RFC 7692), if it is spoken at all, and how.
+    pub compression: Option<DeflateConfig>,
     /// Whether the program decides on each WebSocket handshake.
     pub ask_upgrade: bool,
     /// How long the program may take to decide.
@@ -111,6 +114,7 @@ impl Default for Settings {
             max_upgrades_per_second: None,
             allowed_origins: Origins::SameHost,
             subprotocols: Vec::new(),
+            compression: Some(DeflateConfig::default()),
             ask_upgrade: false,
             upgrade_timeout: Duration::from_secs(10),
         }

@@ -208,6 +208,12 @@ impl WebSocketChannel {
         self.conn.round_trip().map(|time| time.as_secs_f64())
     }
 
+    /// Whether permessage-deflate was agreed on (RFC 7692).
+    #[getter]
+    fn is_compressed(&self) -> bool {
+        self.conn.handshake.deflate.is_some()
+    }
+
     /// The subprotocol agreed on in the handshake, or None.
     #[getter]
     fn subprotocol(&self) -> Option<&str> {

@@ -374,6 +374,12 @@ impl WebSocketClient {
         self.connection().map(|conn| headers_object(py, &conn.handshake.headers)).transpose()
     }
 
+    /// Whether the server agreed to permessage-deflate (RFC 7692).
+    #[getter]
+    fn is_compressed(&self) -> bool {
+        self.connection().is_some_and(|conn| conn.handshake.deflate.is_some())
+    }
+
     /// The subprotocol that the server chose, or None.
     #[getter]
     fn subprotocol(&self) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use pyhv_engine::settings::{Origins, Settings, SlowPolicy};
 use pyhv_engine::tls::{TlsError, Trust};
+use pyhv_engine::wire::deflate::DeflateConfig;
 use pyhv_engine::wire::{self, MessageKind, Opcode};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
@@ -137,6 +138,7 @@ pub(crate) fn deadline(timeout: Option<f64>) -> PyResult<Option<Instant>> {
 /// Settings by name; those absent keep their defaults.
 pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
     let mut settings = Settings::default();
+    let (mut compression, mut window_bits) = (None, 15);
     for (name, value) in options {
         let name: String = name.extract()?;
         match name.as_str() {
@@ -169,9 +171,22 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             "max_upgrades_per_second" if value.is_none() => settings.max_upgrades_per_second = None,
             "max_upgrades_per_second" => settings.max_upgrades_per_second = Some(rate(&name, &value)?),
             "allowed_origins" => settings.allowed_origins = origins(&value)?,
+            "compression" => compression = Some(value),
+            "compression_window_bits" => window_bits = window(&value)?,
             "subprotocols" => settings.subprotocols = subprotocols(value.extract()?)?,
             _ => return Err(PyTypeError::new_err(format!("there is no setting {name}"))),
         }
+    }
+    if let Some(value) = compression {
+        settings.compression = deflate(&value, window_bits)?;
+    }
+    if settings.slow_policy == SlowPolicy::DropOldest
+        && settings.compression.is_some_and(|c| !c.server_no_context_takeover)
+    {
+        return Err(PyValueError::new_err(
+            "slow_policy=\"drop_oldest\" does not go with compression=\"context\": each message is compressed with the \
+             ones before it, so none can be left out",
+        ));
     }
     Ok(settings)
 }
@@ -250,6 +265,34 @@ fn origins(value: &Bound<'_, PyAny>) -> PyResult<Origins> {
         }
     }
     Ok(Origins::Listed(list.iter().map(|origin| origin.to_ascii_lowercase()).collect()))
+}
+
+/// None, "shared" or "context".
+fn deflate(value: &Bound<'_, PyAny>, window_bits: u8) -> PyResult<Option<DeflateConfig>> {
+    let no_takeover = match value.extract::<Option<String>>().ok().flatten().as_deref() {
+        Some("shared") => true,
+        Some("context") => false,
+        _ if value.is_none() => return Ok(None),
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "compression={} is none of \"shared\", \"context\", None",
+                value.repr()?
+            )));
+        }
+    };
+    Ok(Some(DeflateConfig {
+        server_no_context_takeover: no_takeover,
+        client_no_context_takeover: no_takeover,
+        server_max_window_bits: window_bits,
+        client_max_window_bits: window_bits,
+    }))
+}
+
+fn window(value: &Bound<'_, PyAny>) -> PyResult<u8> {
+    match value.extract::<u8>() {
+        Ok(bits) if (8..=15).contains(&bits) => Ok(bits),
+        _ => Err(PyValueError::new_err(format!("compression_window_bits={value} is not between 8 and 15"))),
+    }
 }
 
 /// Names of subprotocols: tokens, each once (RFC 6455 section 4.1).

@@ -13,7 +13,7 @@
 
 mod closing;
 pub(crate) mod keepalive;
-mod pump;
+pub(crate) mod pump;
 mod task;
 
 use crate::down::{Command, DownQueue, Part};
@@ -23,6 +23,7 @@ use crate::outbuf::OutBuf;
 use crate::runtime::IoThread;
 use crate::settings::SlowPolicy;
 use crate::transport::Transport;
+use crate::wire::deflate::{Compressor, DeflateParams, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -52,6 +53,8 @@ pub struct Handshake {
     pub remote: Option<SocketAddr>,
     /// The subprotocol agreed on.
     pub subprotocol: Option<String>,
+    /// What was agreed on permessage-deflate, if anything.
+    pub deflate: Option<DeflateParams>,
 }
 
 /// How a channel ended.
@@ -115,6 +118,8 @@ struct Inner {
     /// What to answer with in state Answering.
     answer: Option<(Option<u16>, &'static str)>,
     waker: Option<Waker>,
+    /// Where a context per connection was agreed on, from the first compressed message on: some hundred kilobytes.
+    compressor: Option<Box<Compressor>>,
     life: Life,
 }
 
@@ -182,6 +187,11 @@ impl Connection {
         first: &[u8],
         seat: Option<Arc<Seat>>,
     ) {
+        let max_message_size = endpoint.settings.max_message_size;
+        let decoder = match handshake.deflate {
+            None => Decoder::new(role, max_message_size),
+            Some(params) => Decoder::with_deflate(role, max_message_size, params),
+        };
         let conn = Arc::new(Self {
             endpoint: Arc::clone(endpoint),
             io: Arc::clone(io),
@@ -196,7 +206,7 @@ impl Connection {
             closed: OnceLock::new(),
             inner: Mutex::new(Inner {
                 stream: Some(stream),
-                decoder: Decoder::new(role, endpoint.settings.max_message_size),
+                decoder,
                 out: OutBuf::default(),
                 state: State::Open,
                 announced: false,
@@ -213,6 +223,7 @@ impl Connection {
                 pong: None,
                 answer: None,
                 waker: None,
+                compressor: None,
                 life: Life::default(),
             }),
         });
@@ -328,10 +339,23 @@ impl Connection {
             (false, true, wire::Opcode::Continuation) => Part::Last,
             _ => Part::Whole,
         };
-        // RFC 6455 section 5.3: a client masks every frame with a fresh unpredictable key.
-        let mask = (self.role == Role::Client).then(rand::random);
-        DownQueue::push_frame(self, opcode, fin, payload, mask, part);
+        if part == Part::Whole && !opcode.is_control() && self.would_compress(payload.len()) {
+            DownQueue::push_message(self, opcode, payload);
+        } else {
+            DownQueue::push_frame(self, opcode, fin, payload, self.mask(), part);
+        }
         Ok(())
+    }
+
+    /// RFC 6455 section 5.3: a client masks every frame with a fresh unpredictable key.
+    fn mask(&self) -> Option<[u8; 4]> {
+        (self.role == Role::Client).then(rand::random)
+    }
+
+    /// Whether a message of this length is to be compressed for this peer. What a program sends in fragments is not: it
+    /// would need a compressor of its own until it is finished.
+    fn would_compress(&self, len: usize) -> bool {
+        self.handshake.deflate.is_some() && worth_compressing(len)
     }
 
     /// Whether `more` bytes are more than may wait. One message of any size may: the program chose it.

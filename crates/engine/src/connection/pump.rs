@@ -6,6 +6,7 @@ use crate::inbox::Event;
 use crate::outbuf::{Flushed, OutBuf};
 use crate::runtime::panic_text;
 use crate::settings::SlowPolicy;
+use crate::wire::deflate::{CompressParams, Compressor, compress_shared, worth_compressing};
 use crate::wire::{self, Role};
 use bytes::Bytes;
 use std::any::Any;
@@ -15,6 +16,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
+
+/// A message for many, encoded once for each way of compressing it.
+pub(crate) struct Broadcast {
+    opcode: wire::Opcode,
+    payload: Bytes,
+    plain: Bytes,
+    /// Few: browsers agree on one set of parameters.
+    compressed: Vec<(CompressParams, Bytes)>,
+}
+
+impl Broadcast {
+    /// `plain`: the message as an uncompressed frame whose payload begins at `payload`.
+    pub(crate) fn new(opcode: wire::Opcode, plain: Bytes, payload: usize) -> Self {
+        Self { opcode, payload: plain.slice(payload..), plain, compressed: Vec::new() }
+    }
+}
 
 impl Connection {
     /// Queues bytes of the program.
@@ -50,11 +67,66 @@ impl Connection {
         self.touch(inner, touched);
     }
 
-    pub(crate) fn queue_broadcast(self: &Arc<Self>, bytes: &Bytes, touched: &mut Vec<Arc<Self>>) {
+    /// Queues a message of the program that is to be compressed.
+    pub(crate) fn queue_message(self: &Arc<Self>, opcode: wire::Opcode, payload: &[u8], touched: &mut Vec<Arc<Self>>) {
+        // It counted with its own length while it waited for the pump.
+        self.buffered.fetch_sub(payload.len(), Ordering::Relaxed);
+        let frame = {
+            let inner = &mut *self.inner.lock();
+            if !matches!(inner.state, State::Open | State::Answering) {
+                return;
+            }
+            self.compressed(inner, opcode, payload)
+        };
+        let len = frame.len();
+        self.add_buffered(len);
+        let droppable = self.keeps_frames_apart();
+        let push = |out: &mut OutBuf| if droppable { out.push_droppable(frame) } else { out.push_shared(frame) };
+        self.queue(push, len, Part::Whole, touched);
+    }
+
+    /// A message as one frame, compressed if that makes it smaller.
+    fn compressed(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) -> Bytes {
+        let mut deflated = Vec::new();
+        let shrunk = self.handshake.deflate.is_some_and(|agreed| {
+            let params = agreed.compress_params(self.role);
+            if params.context_takeover {
+                let compressor = inner.compressor.get_or_insert_with(|| Box::new(Compressor::new(params)));
+                compressor.compress(payload, &mut deflated)
+            } else {
+                compress_shared(params, payload, &mut deflated)
+            }
+        });
+        let mut frame = Vec::with_capacity(wire::MAX_HEADER + if shrunk { deflated.len() } else { payload.len() });
+        if shrunk {
+            wire::encode_frame_rsv1(&mut frame, opcode, true, &deflated, self.mask());
+        } else {
+            wire::encode_frame(&mut frame, opcode, true, payload, self.mask());
+        }
+        frame.into()
+    }
+
+    /// Queues a broadcast: the frame that all share, or the one that all with the same compression share.
+    pub(crate) fn queue_broadcast(self: &Arc<Self>, message: &mut Broadcast, touched: &mut Vec<Arc<Self>>) {
         let inner = &mut *self.inner.lock();
         if !inner.announced || !matches!(inner.state, State::Open | State::Answering) {
             return;
         }
+        let params = self.handshake.deflate.filter(|_| worth_compressing(message.payload.len()));
+        let bytes = match params.map(|agreed| agreed.compress_params(self.role)) {
+            None => message.plain.clone(),
+            Some(params) if params.context_takeover => self.compressed(inner, message.opcode, &message.payload),
+            Some(params) => {
+                let known = message.compressed.iter().find(|(other, _)| *other == params);
+                if let Some((_, frame)) = known {
+                    frame.clone()
+                } else {
+                    let frame = self.compressed(inner, message.opcode, &message.payload);
+                    message.compressed.push((params, frame.clone()));
+                    frame
+                }
+            }
+        };
         let mut excess = self.is_over(bytes.len());
         if excess && self.endpoint.settings.slow_policy == SlowPolicy::DropOldest && !inner.fragmented {
             self.make_room(inner, bytes.len());
@@ -63,11 +135,11 @@ impl Connection {
         if !excess {
             self.add_buffered(bytes.len());
             if inner.fragmented {
-                inner.held.push(bytes.clone());
+                inner.held.push(bytes);
             } else if self.keeps_frames_apart() {
-                inner.out.push_droppable(bytes.clone());
+                inner.out.push_droppable(bytes);
             } else {
-                inner.out.push_shared(bytes.clone());
+                inner.out.push_shared(bytes);
             }
             inner.life.talked = true;
         } else if self.endpoint.settings.slow_policy == SlowPolicy::Close {
@@ -139,7 +211,7 @@ impl Connection {
     }
 
     pub(super) fn control(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) {
-        let mask = (self.role == Role::Client).then(rand::random);
+        let mask = self.mask();
         let tail = inner.out.tail();
         let before = tail.len();
         wire::encode_frame(tail, opcode, true, payload, mask);

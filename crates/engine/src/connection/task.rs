@@ -3,7 +3,7 @@
 use super::{Connection, Inner, State};
 use crate::down::DownQueue;
 use crate::endpoint::{Live, Seat};
-use crate::wire::{self, Role};
+use crate::wire;
 use std::cell::RefCell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,7 +51,7 @@ impl Connection {
             }
             wire::Event::Ping(payload) if *blocked => pong = Some(Box::from(payload)),
             wire::Event::Ping(payload) => {
-                let mask = (self.role == Role::Client).then(rand::random);
+                let mask = self.mask();
                 let tail = out.tail();
                 let before = tail.len();
                 wire::encode_frame(tail, wire::Opcode::Pong, true, payload, mask);
