@@ -25,6 +25,7 @@ pub mod router;
 pub mod runtime;
 pub mod server;
 pub mod settings;
+mod task;
 pub mod tls;
 mod transport;
 pub mod wake;

@@ -1,0 +1,212 @@
+//! The server's side of the network: listening and accepting.
+//!
+//! | module | holds |
+//! |---|---|
+//! | this one | listeners, limits on connections |
+//! | `serve` | one connection for as long as it speaks HTTP, by hyper, over TCP or TLS |
+//! | `http` | one request: routes, the body, the program's answer |
+//! | `upgrade` | the WebSocket handshake, after which the connection leaves hyper for [`crate::connection`] |
+
+pub(crate) mod http;
+mod serve;
+mod upgrade;
+
+use crate::endpoint::{Endpoint, Phase};
+use crate::router::Router;
+use crate::runtime::IoThread;
+use crate::task::guarded;
+use parking_lot::RwLock;
+use serve::serve;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+
+/// Connections that the kernel completes before we accept them.
+const BACKLOG: i32 = 4096;
+/// After an accept failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Name or address.
+    pub host: String,
+    /// Port for http and ws; 0 lets the system choose one.
+    pub port: u16,
+    /// Port for https and wss, if any, with the certificate.
+    pub tls: Option<(u16, Arc<ServerConfig>)>,
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug)]
+pub struct ListenError {
+    /// The port.
+    pub port: u16,
+    /// Why.
+    pub error: io::Error,
+}
+
+/// A server's sockets and routes.
+#[derive(Debug)]
+pub struct Server {
+    /// What it shares with its connections.
+    pub endpoint: Arc<Endpoint>,
+    /// Guards the routes while they are replaced by a longer list; read for one lookup.
+    routes: Arc<RwLock<Arc<Router>>>,
+    /// The addresses it listens on for http and ws.
+    pub addresses: Vec<SocketAddr>,
+    /// The addresses it listens on for https and wss.
+    pub tls_addresses: Vec<SocketAddr>,
+}
+
+impl Server {
+    /// Listens on every address of the host and begins to accept, on all ports or on none.
+    ///
+    /// # Errors
+    /// When the name does not resolve or an address cannot be bound.
+    pub fn start(endpoint: Arc<Endpoint>, router: Router, listen: Listen) -> Result<Self, ListenError> {
+        let routes = Arc::new(RwLock::new(Arc::new(router)));
+        let (listeners, addresses) = bind(&listen.host, listen.port)?;
+        let mut all: Vec<_> = listeners.into_iter().map(|listener| (listener, None)).collect();
+        let mut tls_addresses = Vec::new();
+        if let Some((port, config)) = listen.tls {
+            let (listeners, bound) = bind(&listen.host, port)?;
+            tls_addresses = bound;
+            let acceptor = TlsAcceptor::from(config);
+            all.extend(listeners.into_iter().map(|listener| (listener, Some(acceptor.clone()))));
+        }
+        let first = &endpoint.runtime.threads[0];
+        for (listener, tls) in all {
+            let listener = {
+                let _context = first.handle.enter();
+                TcpListener::from_std(listener).map_err(|error| ListenError { port: listen.port, error })?
+            };
+            let shared = Shared { endpoint: Arc::clone(&endpoint), routes: Arc::clone(&routes), tls };
+            guarded(first, &endpoint, accept(listener, shared));
+        }
+        Ok(Self { endpoint, routes, addresses, tls_addresses })
+    }
+
+    /// Replaces the routes; requests from now on see them.
+    pub fn set_routes(&self, router: Router) {
+        *self.routes.write() = Arc::new(router);
+    }
+}
+
+/// What the connections of one listener share.
+#[derive(Clone)]
+struct Shared {
+    endpoint: Arc<Endpoint>,
+    routes: Arc<RwLock<Arc<Router>>>,
+    tls: Option<TlsAcceptor>,
+}
+
+fn bind(host: &str, port: u16) -> Result<(Vec<StdListener>, Vec<SocketAddr>), ListenError> {
+    let failed = |error| ListenError { port, error };
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    let mut listeners = Vec::new();
+    for mut address in resolve(host, port).map_err(failed)? {
+        if port == 0
+            && let Some(first) = addresses.first()
+        {
+            // One port for all addresses of a name.
+            address.set_port(first.port());
+        }
+        let listener = listen(address).map_err(failed)?;
+        addresses.push(listener.local_addr().map_err(failed)?);
+        listeners.push(listener);
+    }
+    Ok((listeners, addresses))
+}
+
+fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for address in (host, port).to_socket_addrs()? {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    if found.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    }
+    Ok(found)
+}
+
+fn listen(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    // On Unix: a restarted server may bind while old connections are in TIME_WAIT. On Windows the same option would
+    // let two servers share the port.
+    #[cfg(unix)]
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+async fn accept(listener: TcpListener, shared: Shared) {
+    let endpoint = Arc::clone(&shared.endpoint);
+    let first = Arc::clone(&endpoint.runtime.threads[0]);
+    let mut phase = endpoint.phase();
+    loop {
+        let accepted = tokio::select! {
+            // A program that does not tick has its queue bounded: further clients wait in the kernel's backlog.
+            accepted = async {
+                endpoint.inbox.has_room().await;
+                listener.accept().await
+            } => accepted,
+            _ = phase.wait_for(|p| *p != Phase::Running) => return,
+        };
+        let (stream, remote) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // The client gone before we accepted it is no reason to pause; everything else is a want of ours.
+                if error.kind() != io::ErrorKind::ConnectionAborted {
+                    endpoint.complain(&first, "accept", || format!("cannot accept connections: {error}"));
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+                continue;
+            }
+        };
+        let seat = match endpoint.seat(remote.ip()) {
+            Ok(seat) => Arc::new(seat),
+            Err(limit) => {
+                endpoint.complain(&first, limit, || {
+                    let value = match endpoint.settings.max_connections_per_address {
+                        Some(value) if limit == "max_connections_per_address" => value,
+                        _ => endpoint.settings.max_connections,
+                    };
+                    format!("connection of {remote} refused: the limit is {limit}={value}")
+                });
+                continue;
+            }
+        };
+        // A tick's output leaves in one write: there is nothing for Nagle's algorithm to gather.
+        let _ = stream.set_nodelay(true);
+        let io = Arc::clone(endpoint.runtime.next_thread());
+        let Some(stream) = moved(stream, &io, &first) else { continue };
+        let task = serve(stream, remote, Arc::clone(&io), shared.clone(), seat);
+        guarded(&io, &endpoint, task);
+    }
+}
+
+/// Hands a socket to the I/O thread that will own it.
+fn moved(stream: TcpStream, to: &Arc<IoThread>, from: &Arc<IoThread>) -> Option<TcpStream> {
+    if Arc::ptr_eq(to, from) {
+        return Some(stream);
+    }
+    let stream = stream.into_std().ok()?;
+    let _context = to.handle.enter();
+    TcpStream::from_std(stream).ok()
+}
