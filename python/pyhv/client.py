@@ -99,6 +99,8 @@ class HvWebSocketClient(_native.WebSocketClient):
         client_keyfile: str | os.PathLike[str] | None = None,
         dangerous_accept_any_certificate: bool = False,
         max_message_size: int = 16 << 20,
+        max_frame_size: int | None = None,
+        max_fragments: int = 1 << 17,
         max_buffered: int = 16 << 20,
         max_pending_bytes: int = 64 << 20,
         max_header_size: int = 16 << 10,
@@ -125,6 +127,8 @@ class HvWebSocketClient(_native.WebSocketClient):
         :param dangerous_accept_any_certificate: for wss, True trusts whoever answers. Anybody between you and the
             server can then read and change everything.
         :param max_message_size: a larger message ends the connection with 1009.
+        :param max_frame_size: the same for one frame of a message; None: only the message counts.
+        :param max_fragments: the same for a message of more fragments.
         :param max_buffered: when more than this waits to be sent the connection is closed with 1008.
         :param max_pending_bytes: when messages of this much wait for a tick, reading pauses until the next.
         :param max_header_size: largest head of the server's handshake response; at least 8192.
@@ -170,6 +174,8 @@ class HvWebSocketClient(_native.WebSocketClient):
             raise ValueError("ca_file=, fingerprint= and dangerous_accept_any_certificate= exclude one another")
         settings = {
             "max_message_size": max_message_size,
+            "max_frame_size": max_frame_size,
+            "max_fragments": max_fragments,
             "max_buffered": max_buffered,
             "max_pending_bytes": max_pending_bytes,
             # One connection: what one channel may have pending is what all may.

@@ -107,6 +107,8 @@ class HvWebServer(_native.Server):
         certfile: str | os.PathLike[str] | None = None,
         keyfile: str | os.PathLike[str] | None = None,
         max_message_size: int = 16 << 20,
+        max_frame_size: int | None = None,
+        max_fragments: int = 1 << 17,
         max_buffered: int = 16 << 20,
         max_pending_bytes: int = 64 << 20,
         max_channel_pending_bytes: int = 1 << 20,
@@ -141,6 +143,8 @@ class HvWebServer(_native.Server):
             connects, once a second at most: a renewed certificate needs no restart.
         :param keyfile: PEM file with the private key; None: it is in `certfile`.
         :param max_message_size: a larger WebSocket message ends its channel with 1009.
+        :param max_frame_size: the same for one frame of a message; None: only the message counts.
+        :param max_fragments: the same for a message of more fragments.
         :param max_buffered: a channel with more than this waiting to be sent is closed with 1008.
         :param max_pending_bytes: when callbacks for this much wait for a tick, reading pauses until the next.
         :param max_channel_pending_bytes: the same for one channel.
@@ -174,6 +178,8 @@ class HvWebServer(_native.Server):
         """
         settings = {
             "max_message_size": max_message_size,
+            "max_frame_size": max_frame_size,
+            "max_fragments": max_fragments,
             "max_buffered": max_buffered,
             "max_pending_bytes": max_pending_bytes,
             "max_channel_pending_bytes": max_channel_pending_bytes,

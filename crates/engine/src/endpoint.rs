@@ -52,6 +52,8 @@ pub struct Endpoint {
     pub inbox: Inbox,
     /// Limits and timeouts.
     pub settings: Settings,
+    /// The limits that the codec keeps.
+    pub limits: Arc<wire::Limits>,
     /// The I/O threads.
     pub runtime: Arc<Runtime>,
     /// The channels of each I/O thread. A lock is held to add, to remove, or to walk over the connections without
@@ -145,6 +147,7 @@ impl Endpoint {
         let shards = runtime.threads.iter().map(|_| Mutex::new(Slab::new())).collect();
         let endpoint = Arc::new(Self {
             inbox: Inbox::new(settings.max_pending_bytes, settings.max_channel_pending_bytes, wake),
+            limits: Arc::new(settings.wire()),
             settings,
             shards,
             live: AtomicUsize::new(0),

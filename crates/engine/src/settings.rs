@@ -1,5 +1,6 @@
 //! Every limit and timeout of an endpoint, with its default and its precedent.
 
+use crate::wire::Limits;
 use crate::wire::deflate::DeflateConfig;
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ pub struct Settings {
     /// Largest message accepted, in bytes, after reassembly. A larger one fails the connection with 1009.
     /// 16 MiB as in libwebsockets' and Jetty's examples; websockets has 1 MiB, browsers have none.
     pub max_message_size: usize,
+    /// Largest frame accepted, in bytes on the wire; `None`: as large as a message.
+    pub max_frame_size: Option<usize>,
+    /// Most fragments of one message. Autobahn sends 65,536; websockets takes 4,096.
+    pub max_fragments: u32,
     /// Bytes that may wait to be written to one channel before it is closed with 1008.
     pub max_buffered: usize,
     /// Bytes of undelivered events of all channels together at which reading pauses until the next tick.
@@ -92,6 +97,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             max_message_size: 16 << 20,
+            max_frame_size: None,
+            max_fragments: 1 << 17,
             max_buffered: 16 << 20,
             max_pending_bytes: 64 << 20,
             max_channel_pending_bytes: 1 << 20,
@@ -117,6 +124,18 @@ impl Default for Settings {
             compression: Some(DeflateConfig::default()),
             ask_upgrade: false,
             upgrade_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Settings {
+    /// What the codec takes.
+    #[must_use]
+    pub fn wire(&self) -> Limits {
+        Limits {
+            max_message_size: self.max_message_size,
+            max_frame_size: self.max_frame_size.unwrap_or(usize::MAX),
+            max_fragments: self.max_fragments,
         }
     }
 }

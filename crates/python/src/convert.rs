@@ -143,6 +143,9 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
         let name: String = name.extract()?;
         match name.as_str() {
             "max_message_size" => settings.max_message_size = size(&name, &value, 1)?,
+            "max_frame_size" if value.is_none() => settings.max_frame_size = None,
+            "max_frame_size" => settings.max_frame_size = Some(size(&name, &value, 1)?),
+            "max_fragments" => settings.max_fragments = u32::try_from(count(&name, &value)?).unwrap_or(u32::MAX),
             "max_buffered" => settings.max_buffered = size(&name, &value, 1)?,
             "max_pending_bytes" => settings.max_pending_bytes = size(&name, &value, 1)?,
             "max_channel_pending_bytes" => settings.max_channel_pending_bytes = size(&name, &value, 1)?,

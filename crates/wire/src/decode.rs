@@ -28,6 +28,7 @@ use crate::violation::{self, Violation};
 use crate::{close, mask};
 use std::mem;
 use std::ops::Deref;
+use std::sync::Arc;
 
 /// What a message that doesn't arrive in one chunk may take from the allocator before its bytes are there: a page.
 /// The announced length is the peer's word and costs it nothing, so no more than this is ever given on credit.
@@ -103,8 +104,10 @@ pub struct Decoder {
     /// The unfinished message so far, unmasked. Owns memory only between the first piece of a message that was cut or
     /// fragmented and its last.
     assembled: Vec<u8>,
-    /// The largest message to accept, in bytes.
-    max_message_size: usize,
+    /// What to accept; shared by all connections of an endpoint.
+    limits: Arc<Limits>,
+    /// Frames of the message that is open, or was last.
+    fragments: u32,
     /// The fragmented message that the next data frame must continue.
     open: Option<MessageKind>,
     /// The check of `assembled`, if that is text. It needs no reset: a message can only end between characters, and
@@ -192,17 +195,36 @@ impl Frame {
     }
 }
 
+/// What a decoder accepts (section 10.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a message's payload, over all fragments and after inflating.
+    pub max_message_size: usize,
+    /// Bytes of one data frame's payload, as it is on the wire.
+    pub max_frame_size: usize,
+    /// Frames of one message.
+    pub max_fragments: u32,
+}
+
 impl Decoder {
-    /// A decoder for a fresh connection; `max_message_size` is in bytes of payload, over all fragments.
+    /// A decoder for a fresh connection; `max_message_size` is in bytes of payload, over all fragments. Frames and
+    /// fragments have no limit beside it.
     pub fn new(role: Role, max_message_size: usize) -> Self {
+        let limits = Limits { max_message_size, max_frame_size: usize::MAX, max_fragments: u32::MAX };
+        Self::with_limits(role, Arc::new(limits), None)
+    }
+
+    /// A decoder for a fresh connection with these limits, and with permessage-deflate if that was agreed on.
+    pub fn with_limits(role: Role, limits: Arc<Limits>, deflate: Option<DeflateParams>) -> Self {
         Self {
             phase: Phase::Header(PartialHeader::default()),
             assembled: Vec::new(),
-            max_message_size,
+            limits,
+            fragments: 0,
             open: None,
             utf8: Utf8::default(),
             role,
-            deflate: None,
+            deflate: deflate.map(|params| Box::new(Inflation::new(role, params))),
         }
     }
 
@@ -211,7 +233,8 @@ impl Decoder {
     ///
     /// The extension's own memory is told in [`deflate`](crate::deflate).
     pub fn with_deflate(role: Role, max_message_size: usize, params: DeflateParams) -> Self {
-        Self { deflate: Some(Box::new(Inflation::new(role, params))), ..Self::new(role, max_message_size) }
+        let limits = Limits { max_message_size, max_frame_size: usize::MAX, max_fragments: u32::MAX };
+        Self::with_limits(role, Arc::new(limits), Some(params))
     }
 
     /// Takes received bytes (unmasking them in place) and calls `on_event`, in order, for everything they complete.
@@ -249,7 +272,7 @@ impl Decoder {
                     let expect = Expect {
                         masked: self.role == Role::Server,
                         open: self.open,
-                        room: self.max_message_size - self.assembled.len(),
+                        room: self.limits.max_message_size - self.assembled.len(),
                     };
                     let parsed = match &self.deflate {
                         None => partial.advance(rest, |bytes| parse_header(bytes, expect))?,
@@ -264,6 +287,15 @@ impl Decoder {
                     rest = &mut rest[used..];
                     let compressed = matches!(header.body, Body::Compressed(_));
                     let frame = Frame { left: header.len, key: header.key, fin: header.fin, compressed };
+                    if !matches!(header.body, Body::Control(_)) {
+                        self.fragments = if self.open.is_none() { 1 } else { self.fragments.saturating_add(1) };
+                        if self.fragments > self.limits.max_fragments {
+                            return Err(violation::TOO_MANY_FRAGMENTS);
+                        }
+                        if header.len > self.limits.max_frame_size {
+                            return Err(violation::FRAME_TOO_BIG);
+                        }
+                    }
                     rest = match header.body {
                         Body::Data(kind) => {
                             self.open = if header.fin { None } else { Some(kind) };
@@ -355,7 +387,7 @@ impl Decoder {
         self.deflate = Some(deflate);
 
         // Nothing is held, so all of the message is in the chunk.
-        if last && inflated.is_ok() && self.assembled.is_empty() && chunk.len() <= self.max_message_size {
+        if last && inflated.is_ok() && self.assembled.is_empty() && chunk.len() <= self.limits.max_message_size {
             if kind == MessageKind::Text && simdutf8::basic::from_utf8(&chunk).is_err() {
                 return Err(violation::TEXT_NOT_UTF8);
             }
@@ -379,7 +411,7 @@ impl Decoder {
 
     /// Adds to the unfinished message what was inflated, if it is text only as UTF-8, and up to the limit.
     fn hold(&mut self, kind: MessageKind, inflated: &[u8]) -> Result<(), Violation> {
-        let room = self.max_message_size - self.assembled.len();
+        let room = self.limits.max_message_size - self.assembled.len();
         let allowed = &inflated[..inflated.len().min(room)];
         if kind == MessageKind::Text && self.utf8.feed(allowed).is_err() {
             return Err(violation::TEXT_NOT_UTF8);
@@ -388,7 +420,7 @@ impl Decoder {
             return Err(violation::TOO_BIG);
         }
         // How long the message becomes, its frames don't tell.
-        self.append(inflated, self.max_message_size);
+        self.append(inflated, self.limits.max_message_size);
         Ok(())
     }
 
@@ -433,7 +465,7 @@ impl Decoder {
     /// else as long as the limit.
     fn assemble(&mut self, piece: &[u8], frame: Frame) {
         let announced = self.assembled.len() + piece.len() + frame.left;
-        self.append(piece, if frame.fin { announced } else { self.max_message_size });
+        self.append(piece, if frame.fin { announced } else { self.limits.max_message_size });
     }
 
     /// Appends a piece to the unfinished message. The buffer doubles as bytes arrive, but never past `most`, what the
@@ -473,7 +505,27 @@ mod tests {
     /// Every connection has one of these for life. A change that makes it grow should be noticed.
     #[test]
     fn a_decoder_is_small() {
-        assert!(size_of::<Decoder>() <= 96, "{}", size_of::<Decoder>());
+        assert!(size_of::<Decoder>() <= 104, "{}", size_of::<Decoder>());
+    }
+
+    #[test]
+    fn frames_and_fragments_have_limits_of_their_own() {
+        let decoder = || {
+            let limits = Limits { max_message_size: 100, max_frame_size: 10, max_fragments: 3 };
+            Decoder::with_limits(Role::Client, Arc::new(limits), None)
+        };
+        let ten = [&[0x02, 10][..], &[7; 10], &[0x00, 10], &[7; 10], &[0x89, 0], &[0x80, 10], &[7; 10]].concat();
+        let mut messages = 0;
+        let mut count = |event: Event<'_>| messages += usize::from(matches!(event, Event::Message { .. }));
+        let mut both = decoder();
+        // Twice: the count begins anew with each message.
+        for _ in 0..2 {
+            assert_eq!(both.decode(&mut ten.clone(), &mut count), Ok(()));
+        }
+        assert_eq!(messages, 2);
+        assert_eq!(decoder().decode(&mut [0x82, 11], &mut |_| ()), Err(violation::FRAME_TOO_BIG));
+        let mut four = [0x02, 0, 0x00, 0, 0x00, 0, 0x80, 0];
+        assert_eq!(decoder().decode(&mut four, &mut |_| ()), Err(violation::TOO_MANY_FRAGMENTS));
     }
 
     #[test]

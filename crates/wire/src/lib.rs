@@ -33,7 +33,7 @@ mod utf8;
 mod violation;
 
 pub use close::MAX_CLOSE_REASON;
-pub use decode::{Decoder, Event, Payload, Role};
+pub use decode::{Decoder, Event, Limits, Payload, Role};
 pub use frame::{
     MAX_CONTROL_PAYLOAD, MAX_HEADER, MessageKind, Opcode, ReservedOpcode, encode_frame, encode_frame_rsv1,
     encode_header,

@@ -15,6 +15,15 @@ pub struct Violation {
     pub reason: &'static str,
 }
 
+impl Violation {
+    /// The field of [`Limits`](crate::Limits) that was exceeded, if it was one of them.
+    pub fn limit(&self) -> Option<&'static str> {
+        [(TOO_BIG, "max_message_size"), (FRAME_TOO_BIG, "max_frame_size"), (TOO_MANY_FRAGMENTS, "max_fragments")]
+            .into_iter()
+            .find_map(|(violation, name)| (violation == *self).then_some(name))
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.reason, self.code)
@@ -75,6 +84,10 @@ violations! {
     /// Section 10.4: an implementation with limits "SHOULD impose a limit on frame sizes and the total message size
     /// after reassembly from multiple frames".
     TOO_BIG = 1009 "the message is larger than this endpoint accepts";
+    /// Section 10.4 again, for one frame.
+    FRAME_TOO_BIG = 1009 "the frame is larger than this endpoint accepts";
+    /// Section 10.4 again: each fragment costs work whatever its size.
+    TOO_MANY_FRAGMENTS = 1009 "the message has more fragments than this endpoint accepts";
 }
 
 #[cfg(test)]

@@ -155,11 +155,18 @@ impl Connection {
 
     pub(super) fn violated(self: &Arc<Self>, inner: &mut Inner, violation: &Violation) {
         let Violation { code, reason } = *violation;
-        let limit = self.endpoint.settings.max_message_size;
-        let (kind, hint) = match code {
-            1009 => ("max_message_size", format!("; the limit is max_message_size={limit}")),
-            1007 => ("invalid data", String::new()),
-            _ => ("protocol error", String::new()),
+        let limits = &self.endpoint.limits;
+        let (kind, hint) = match violation.limit() {
+            Some(name) => {
+                let value = match name {
+                    "max_frame_size" => limits.max_frame_size,
+                    "max_fragments" => limits.max_fragments as usize,
+                    _ => limits.max_message_size,
+                };
+                (name, format!("; the limit is {name}={value}"))
+            }
+            None if code == 1007 => ("invalid data", String::new()),
+            None => ("protocol error", String::new()),
         };
         self.endpoint
             .complain(&self.io, kind, || format!("channel {} closed with {code}: {reason}{hint}", self.describe()));

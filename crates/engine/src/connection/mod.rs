@@ -187,11 +187,7 @@ impl Connection {
         first: &[u8],
         seat: Option<Arc<Seat>>,
     ) {
-        let max_message_size = endpoint.settings.max_message_size;
-        let decoder = match handshake.deflate {
-            None => Decoder::new(role, max_message_size),
-            Some(params) => Decoder::with_deflate(role, max_message_size, params),
-        };
+        let decoder = Decoder::with_limits(role, Arc::clone(&endpoint.limits), handshake.deflate);
         let conn = Arc::new(Self {
             endpoint: Arc::clone(endpoint),
             io: Arc::clone(io),
