@@ -162,9 +162,7 @@ VIOLATIONS: dict[str, tuple[int, bytes]] = {
 
 
 @pytest.mark.parametrize(("code", "data"), VIOLATIONS.values(), ids=VIOLATIONS)
-def test_a_violation_ends_the_channel_with_its_code(
-    target: Callable[..., Target], code: int, data: bytes
-) -> None:
+def test_a_violation_ends_the_channel_with_its_code(target: Callable[..., Target], code: int, data: bytes) -> None:
     under_attack = target()
     with RawClient(under_attack.port, "/attack") as raw:
         before = build_frame(TEXT, b"before") + build_frame(BINARY, b"\x00")
@@ -217,6 +215,31 @@ def test_a_message_too_large_is_named_in_the_log_with_its_setting(
     assert lines[0].levelno == logging.WARNING
     for part in ("1009", "max_message_size=2000", "/attack"):
         assert part in lines[0].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("setting", "frames"),
+    [
+        ("max_frame_size=10", [(BINARY, bytes(11), True)]),
+        ("max_fragments=2", [(BINARY, b"", False), (CONTINUATION, b"", False), (CONTINUATION, b"", True)]),
+    ],
+)
+def test_frames_and_fragments_have_limits_named_in_the_log(
+    target: Callable[..., Target],
+    caplog: pytest.LogCaptureFixture,
+    setting: str,
+    frames: list[tuple[int, bytes, bool]],
+) -> None:
+    name, value = setting.split("=")
+    under_attack = target(**{name: int(value)})
+    with caplog.at_level(logging.WARNING, "pyhv"), RawClient(under_attack.port, "/attack") as raw:
+        raw.send_frame(BINARY, bytes(10), fin=True)
+        for opcode, payload, fin in frames:
+            raw.send_frame(opcode, payload, fin=fin)
+        assert raw.read_close().close_code == 1009
+        raw.expect_end()
+    assert under_attack.events()[-1] == ("close", 1009)
+    assert any(setting in record.getMessage() for record in caplog.records)
 
 
 def test_a_violation_glued_to_the_handshake(target: Callable[..., Target]) -> None:
@@ -408,9 +431,7 @@ def test_a_slow_reader_is_closed_with_1008(caplog: pytest.LogCaptureFixture, how
                 assert channels["/slow"].buffered_amount <= limit
                 if not accepted:
                     tick_until(lambda: server.record.count("close"), server)
-            assert [(c.who.path, c.value) for c in server.record.calls if c.what == "close"] == [
-                ("/slow", 1008)
-            ]
+            assert [(c.who.path, c.value) for c in server.record.calls if c.what == "close"] == [("/slow", 1008)]
             assert "max_buffered" in (channels["/slow"].close_reason or "")
             assert channels["/slow"].send("more") is False
             received = 0
@@ -453,7 +474,7 @@ def test_claimed_lengths_allocate_nothing() -> None:
 
 def test_a_flood_of_empty_fragments() -> None:
     """Each costs the sender six bytes; none may cost the server memory."""
-    with CountingServerProgram(**SHORT) as server, RawClient(server.port) as raw:
+    with CountingServerProgram(**SHORT, max_fragments=1 << 22) as server, RawClient(server.port) as raw:
         raw.send_frame(TEXT, b"begin ", fin=False)
         raw.send_ping()
         assert raw.read_frame().opcode == PONG
@@ -470,9 +491,7 @@ def test_a_flood_of_empty_fragments() -> None:
 # HTTP
 
 
-def handshake(
-    method: str = "GET", version: str = "HTTP/1.1", path: str = "/", **changed: str | None
-) -> bytes:
+def handshake(method: str = "GET", version: str = "HTTP/1.1", path: str = "/", **changed: str | None) -> bytes:
     """An opening handshake; `changed`: headers by name with `_` for `-`, None to leave one out."""
     headers: dict[str, str | None] = {
         "Host": HOST,

@@ -8,7 +8,8 @@ use common::{compressed, compressed_frames, json, params};
 use flate2::{Compress, Compression, FlushCompress, Status};
 use peak_alloc::PeakAlloc;
 use pyhv_wire::deflate::{Compressor, INFLATE_CONTEXT, compress_shared, deflate_context};
-use pyhv_wire::{Decoder, Opcode, Role};
+use pyhv_wire::{Decoder, Limits, Opcode, Role};
+use std::sync::Arc;
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -66,7 +67,8 @@ fn memory_is_what_is_told() {
         assert_eq!(decoder.decode(&mut copy, &mut |_| {}), Ok(()));
         MEMORY.current_usage() - before
     };
-    let make = |takeover| cost(|| Decoder::with_deflate(Role::Server, 1 << 24, params(15, takeover)));
+    let limits = Arc::new(Limits { max_message_size: 1 << 24, max_frame_size: 1 << 24, max_fragments: 1 << 24 });
+    let make = |takeover| cost(|| Decoder::with_limits(Role::Server, Arc::clone(&limits), Some(params(15, takeover))));
     let (bytes, mut decoder) = make(false);
     assert!(bytes <= 16, "{bytes}");
     let first = decode(&mut decoder, &small);
