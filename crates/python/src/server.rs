@@ -190,7 +190,8 @@ impl Server {
                 }
             }
         }
-        endpoint.inbox.close();
+        // Nothing is left to be delivered; what an I/O thread has not finished is on its own.
+        endpoint.discard();
         this.ticker.reset();
         let left = std::mem::take(&mut *this.channels.lock());
         *this.run.lock() = None;
