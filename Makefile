@@ -3,7 +3,10 @@
 PYTHON = python3
 PORT = 9090
 BENCH_ARGS =
+COMPLIANCE_ARGS =
 PYTEST_ARGS =
+FUZZ_SECONDS = 30
+MINUTES = 10
 
 # Virtual environments have bin/ on Unix, and this file is for Unix.
 BIN = .venv/bin
@@ -14,7 +17,7 @@ CARGO = PYO3_PYTHON="$$PWD/$(BIN)/python" cargo
 LOAD = --manifest-path benchmarks/load/Cargo.toml
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test build test-rust test-python lint format bench smoke lock clean
+.PHONY: help demo test build test-rust test-python lint format bench compliance fuzz soak smoke lock clean
 
 help:
 	@echo "make demo     run the chat of examples/chat on http://127.0.0.1:$(PORT) (PORT=...)"
@@ -24,6 +27,9 @@ help:
 	@echo "make format   let cargo fmt and ruff format the code"
 	@echo "make test-rust, make test-python   one half of the tests (PYTEST_ARGS='-k echo')"
 	@echo "make bench    build and run the benchmarks (BENCH_ARGS='--peers pyhv,picows --seconds 1')"
+	@echo "make compliance   all cases of the conformance suite, both sides (COMPLIANCE_ARGS='--side client --cases 9.*')"
+	@echo "make fuzz     each fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"
+	@echo "make soak     a server under mixed load for MINUTES=$(MINUTES)"
 	@echo "make smoke    pip install . into an environment of its own and try it (PYTHON=python3.12)"
 	@echo "make lock     write requirements-dev.lock anew from pyproject.toml"
 	@echo "make clean    remove what the others have made"
@@ -86,6 +92,31 @@ bench:
 	@$(REQUIRE) python rust linker
 	@PYTHON="$(PYTHON)" sh benchmarks/bench.sh $(BENCH_ARGS)
 
+# make test runs the fast form of it, by tests/test_compliance.py.
+compliance: build
+	@echo "== conformance suite"
+	@exec $(BIN)/python -m compliance.run $(COMPLIANCE_ARGS)
+
+# RUSTC_BOOTSTRAP: sanitizers are for nightly Rust, but the stable one brings them along. A crate of its own, with tools of
+# its own. What a fuzzer adds to fuzz/corpus is replayed by the next `make fuzz`, with the seeds.
+fuzz: fuzz/.cache/bin/cargo-fuzz
+	@echo "== seeds"
+	@cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
+	@for target in decode recut handshake deflate; do \
+		echo "== $$target, $(FUZZ_SECONDS) s"; mkdir -p fuzz/corpus/$$target; \
+		RUSTC_BOOTSTRAP=1 PATH="$$PWD/fuzz/.cache/bin:$$PATH" cargo fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target \
+			-- -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -print_final_stats=1 >fuzz/.cache/$$target.log 2>&1 \
+			|| { tail -60 fuzz/.cache/$$target.log; exit 1; }; \
+		grep -E "^#[0-9]+.*DONE" fuzz/.cache/$$target.log; \
+	done
+
+fuzz/.cache/bin/cargo-fuzz:
+	@$(REQUIRE) rust linker
+	cargo install --quiet --locked --version 0.13.2 --root fuzz/.cache cargo-fuzz
+
+soak: build
+	@exec $(BIN)/python scripts/soak.py --minutes $(MINUTES) --svg target/soak.svg
+
 # Elsewhere than the development build: another interpreter compiles PyO3 anew.
 smoke:
 	@$(REQUIRE) python rust linker
@@ -104,9 +135,10 @@ lock: .venv/.build-tools
 
 clean:
 	rm -rf .venv target tests/artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf benchmarks/.cache
+	rm -rf fuzz/.cache fuzz/target fuzz/corpus fuzz/artifacts
+	rm -rf benchmarks/.cache compliance/.cache
 	rm -f python/pyhv/_native.*.so
-	find python tests examples benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
+	find python tests examples benchmarks compliance scripts -name __pycache__ -prune -exec rm -rf {} +
 
 # Virtual environment. The marks tell make what is installed in it.
 

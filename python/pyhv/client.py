@@ -167,7 +167,8 @@ class HvWebSocketClient(_native.WebSocketClient):
             if value is not None
         }
         if tls and not secure:
-            raise ValueError(f"{next(iter(tls))} is for wss:// URLs, not for {url!r}")
+            name = next(iter(tls)).replace("accept_any", "dangerous_accept_any")
+            raise ValueError(f"{name}= is for wss:// URLs, not for {url!r}")
         if client_keyfile is not None and client_certfile is None:
             raise ValueError("client_keyfile= needs client_certfile=")
         if sum(name in tls for name in ("ca_file", "fingerprint", "accept_any_certificate")) > 1:

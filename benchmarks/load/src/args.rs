@@ -19,13 +19,9 @@ impl Flags {
         let mut arguments = arguments;
         let mut given = HashMap::new();
         while let Some(argument) = arguments.next() {
-            let name = argument
-                .strip_prefix("--")
-                .filter(|name| known.contains(name));
+            let name = argument.strip_prefix("--").filter(|name| known.contains(name));
             let name = name.ok_or_else(|| format!("unknown argument {argument:?}"))?;
-            let value = arguments
-                .next()
-                .ok_or_else(|| format!("{argument} needs a value"))?;
+            let value = arguments.next().ok_or_else(|| format!("{argument} needs a value"))?;
             given.insert(name.to_owned(), value);
         }
         Ok(Self { given })
@@ -42,9 +38,7 @@ impl Flags {
     {
         match self.given.get(name) {
             None => Ok(default),
-            Some(value) => value
-                .parse()
-                .map_err(|error| format!("--{name} {value}: {error}")),
+            Some(value) => value.parse().map_err(|error| format!("--{name} {value}: {error}")),
         }
     }
 
@@ -57,13 +51,8 @@ impl Flags {
         T: FromStr,
         T::Err: Display,
     {
-        let value = self
-            .given
-            .get(name)
-            .ok_or_else(|| format!("--{name} is required"))?;
-        value
-            .parse()
-            .map_err(|error| format!("--{name} {value}: {error}"))
+        let value = self.given.get(name).ok_or_else(|| format!("--{name} is required"))?;
+        value.parse().map_err(|error| format!("--{name} {value}: {error}"))
     }
 }
 
@@ -73,10 +62,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Flags, String> {
-        Flags::parse(
-            line.split_whitespace().map(str::to_owned),
-            &["port", "mode"],
-        )
+        Flags::parse(line.split_whitespace().map(str::to_owned), &["port", "mode"])
     }
 
     #[test]
@@ -90,19 +76,7 @@ mod tests {
     fn mistakes_are_named() {
         assert!(parse("--prot 80").unwrap_err().contains("--prot"));
         assert!(parse("--port").unwrap_err().contains("needs a value"));
-        assert!(
-            parse("")
-                .unwrap()
-                .required::<u16>("port")
-                .unwrap_err()
-                .contains("required")
-        );
-        assert!(
-            parse("--port x")
-                .unwrap()
-                .get("port", 1_u16)
-                .unwrap_err()
-                .contains("--port x")
-        );
+        assert!(parse("").unwrap().required::<u16>("port").unwrap_err().contains("required"));
+        assert!(parse("--port x").unwrap().get("port", 1_u16).unwrap_err().contains("--port x"));
     }
 }

@@ -42,12 +42,7 @@ pub fn client_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     push_header(&mut frame, opcode, payload.len());
     frame[1] |= MASKED;
     frame.extend_from_slice(&MASK);
-    frame.extend(
-        payload
-            .iter()
-            .zip(MASK.iter().cycle())
-            .map(|(byte, key)| byte ^ key),
-    );
+    frame.extend(payload.iter().zip(MASK.iter().cycle()).map(|(byte, key)| byte ^ key));
     frame
 }
 
@@ -68,10 +63,7 @@ pub struct ClientFrame {
 ///
 /// # Errors
 /// A frame that no client may send (unmasked), or one longer than `max_length`.
-pub fn client_frame_at(
-    bytes: &[u8],
-    max_length: usize,
-) -> Result<Option<ClientFrame>, &'static str> {
+pub fn client_frame_at(bytes: &[u8], max_length: usize) -> Result<Option<ClientFrame>, &'static str> {
     let &[first, second, ref rest @ ..] = bytes else {
         return Ok(None);
     };
@@ -80,10 +72,9 @@ pub fn client_frame_at(
     }
     let (length, header) = match (second & !MASKED, rest) {
         (126, &[a, b, ..]) => (usize::from(u16::from_be_bytes([a, b])), 4),
-        (127, &[a, b, c, d, e, f, g, h, ..]) => (
-            usize::try_from(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(usize::MAX),
-            10,
-        ),
+        (127, &[a, b, c, d, e, f, g, h, ..]) => {
+            (usize::try_from(u64::from_be_bytes([a, b, c, d, e, f, g, h])).unwrap_or(usize::MAX), 10)
+        }
         (126 | 127, _) => return Ok(None),
         (short, _) => (usize::from(short), 2),
     };
@@ -92,12 +83,7 @@ pub fn client_frame_at(
     }
     let (start, end) = (header + 4, header + 4 + length);
     match bytes.get(header..start) {
-        Some(&[a, b, c, d]) if bytes.len() >= end => Ok(Some(ClientFrame {
-            first,
-            mask: [a, b, c, d],
-            start,
-            end,
-        })),
+        Some(&[a, b, c, d]) if bytes.len() >= end => Ok(Some(ClientFrame { first, mask: [a, b, c, d], start, end })),
         _ => Ok(None),
     }
 }
@@ -144,16 +130,10 @@ pub enum Violation {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Closed {
-                code: Some(code),
-                reason,
-            } => write!(f, "close frame, code {code}, reason {reason:?}"),
+            Self::Closed { code: Some(code), reason } => write!(f, "close frame, code {code}, reason {reason:?}"),
             Self::Closed { code: None, .. } => write!(f, "close frame without a code"),
             Self::Header { got, expected } => {
-                write!(
-                    f,
-                    "frame header {got:02x?} where {expected:02x?} was expected (one whole, unmasked text frame)"
-                )
+                write!(f, "frame header {got:02x?} where {expected:02x?} was expected (one whole, unmasked text frame)")
             }
             Self::Control(header) => write!(f, "malformed control frame {header:02x?}"),
         }
@@ -183,13 +163,7 @@ impl FrameCounter {
     pub fn new(size: usize) -> Self {
         let mut expected = Vec::new();
         push_header(&mut expected, TEXT, size);
-        Self {
-            expected,
-            size,
-            body_left: 0,
-            held: Vec::new(),
-            ping: None,
-        }
+        Self { expected, size, body_left: 0, held: Vec::new(), ping: None }
     }
 
     /// Takes what one read brought and returns how many messages it completed.
@@ -227,10 +201,7 @@ impl FrameCounter {
         };
         if first & 0x08 == 0 {
             if !self.expected.starts_with(&self.held) {
-                return Err(Violation::Header {
-                    got: self.held.clone(),
-                    expected: self.expected.clone(),
-                });
+                return Err(Violation::Header { got: self.held.clone(), expected: self.expected.clone() });
             }
             if self.held.len() == self.expected.len() {
                 self.held.clear();
@@ -248,16 +219,10 @@ impl FrameCounter {
         match (first & 0x0F, payload) {
             (CLOSE, &[a, b, ref reason @ ..]) => {
                 let reason = String::from_utf8_lossy(reason).into_owned();
-                return Err(Violation::Closed {
-                    code: Some(u16::from_be_bytes([a, b])),
-                    reason,
-                });
+                return Err(Violation::Closed { code: Some(u16::from_be_bytes([a, b])), reason });
             }
             (CLOSE, _) => {
-                return Err(Violation::Closed {
-                    code: None,
-                    reason: String::new(),
-                });
+                return Err(Violation::Closed { code: None, reason: String::new() });
             }
             (PING, payload) => self.ping = Some(payload.to_vec()),
             _ => {}
@@ -309,18 +274,11 @@ mod tests {
             assert_eq!(FrameCounter::new(size).feed(&bytes), Ok(3));
             for cut in (0..bytes.len()).step_by(1 + size / 100) {
                 let mut counter = FrameCounter::new(size);
-                let messages =
-                    counter.feed(&bytes[..cut]).unwrap() + counter.feed(&bytes[cut..]).unwrap();
-                assert_eq!(
-                    (messages, counter.ping.as_deref()),
-                    (3, Some(&b"are you there"[..]))
-                );
+                let messages = counter.feed(&bytes[..cut]).unwrap() + counter.feed(&bytes[cut..]).unwrap();
+                assert_eq!((messages, counter.ping.as_deref()), (3, Some(&b"are you there"[..])));
             }
             let mut counter = FrameCounter::new(size);
-            let messages: u32 = bytes
-                .iter()
-                .map(|&byte| counter.feed(&[byte]).unwrap())
-                .sum();
+            let messages: u32 = bytes.iter().map(|&byte| counter.feed(&[byte]).unwrap()).sum();
             assert_eq!(messages, 3);
         }
     }
@@ -328,36 +286,15 @@ mod tests {
     #[test]
     fn anything_else_is_a_violation() {
         let fed = |bytes: &[u8]| FrameCounter::new(64).feed(bytes).unwrap_err();
-        assert!(matches!(
-            fed(&server_frame(BINARY, &[0; 64])),
-            Violation::Header { .. }
-        ));
-        assert!(matches!(
-            fed(&server_frame(TEXT, &[0; 63])),
-            Violation::Header { .. }
-        ));
-        assert!(matches!(
-            fed(&server_frame(TEXT, &[0; 640])),
-            Violation::Header { .. }
-        ));
-        assert!(matches!(
-            fed(&client_frame(TEXT, &[0; 64])),
-            Violation::Header { .. }
-        ));
+        assert!(matches!(fed(&server_frame(BINARY, &[0; 64])), Violation::Header { .. }));
+        assert!(matches!(fed(&server_frame(TEXT, &[0; 63])), Violation::Header { .. }));
+        assert!(matches!(fed(&server_frame(TEXT, &[0; 640])), Violation::Header { .. }));
+        assert!(matches!(fed(&client_frame(TEXT, &[0; 64])), Violation::Header { .. }));
         assert!(matches!(fed(&[0x01, 64]), Violation::Header { .. }));
         assert_eq!(fed(&[0x8B, 0]), Violation::Control([0x8B, 0]));
         assert_eq!(fed(&[0x89, 126]), Violation::Control([0x89, 126]));
-        let closed = Violation::Closed {
-            code: Some(1001),
-            reason: "bye".to_owned(),
-        };
+        let closed = Violation::Closed { code: Some(1001), reason: "bye".to_owned() };
         assert_eq!(fed(&server_frame(CLOSE, b"\x03\xe9bye")), closed);
-        assert_eq!(
-            fed(&server_frame(CLOSE, b"")),
-            Violation::Closed {
-                code: None,
-                reason: String::new()
-            }
-        );
+        assert_eq!(fed(&server_frame(CLOSE, b"")), Violation::Closed { code: None, reason: String::new() });
     }
 }

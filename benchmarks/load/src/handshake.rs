@@ -29,22 +29,14 @@ pub fn response() -> String {
 /// Length of the head, its empty line included, once all of it is there.
 #[must_use]
 pub fn head_length(bytes: &[u8]) -> Option<usize> {
-    bytes
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .map(|at| at + 4)
+    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
 /// The value of a header field; names are compared without regard to case (RFC 9110 section 5.1).
 #[must_use]
 pub fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    let mut fields = head
-        .split("\r\n")
-        .skip(1)
-        .filter_map(|line| line.split_once(':'));
-    fields
-        .find(|(key, _)| key.eq_ignore_ascii_case(name))
-        .map(|(_, value)| value.trim())
+    let mut fields = head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
+    fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }
 
 #[cfg(test)]
@@ -65,9 +57,6 @@ mod tests {
         for end in 0..text.len() {
             assert_eq!(head_length(&text.as_bytes()[..end]), None);
         }
-        assert_eq!(
-            head_length(&[text.as_bytes(), b"\x81\x00"].concat()).unwrap(),
-            text.len()
-        );
+        assert_eq!(head_length(&[text.as_bytes(), b"\x81\x00"].concat()).unwrap(), text.len());
     }
 }

@@ -14,10 +14,7 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Self {
-            bins: vec![0; LAST_BIN + 1],
-            total: 0,
-        }
+        Self { bins: vec![0; LAST_BIN + 1], total: 0 }
     }
 }
 

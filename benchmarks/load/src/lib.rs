@@ -46,12 +46,6 @@ impl std::str::FromStr for Mode {
 /// When the system refuses to raise the soft limit to the hard one.
 pub fn raise_open_files() -> std::io::Result<()> {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: maximum,
-            maximum,
-        },
-    )?;
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
     Ok(())
 }

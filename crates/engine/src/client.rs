@@ -11,7 +11,7 @@ use crate::transport::Transport;
 use crate::wire::{self, Role};
 use bytes::Bytes;
 use http::{Request, header};
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use std::fmt;
 use std::io;
@@ -178,11 +178,15 @@ async fn open(
     let status = response.status().as_u16();
     let pairs: Vec<_> = pairs(response.headers()).collect();
     let accepted =
-        wire::handshake::check_response_with(status, pairs.iter().copied(), &key, &target.protocols, compression)
-            .map_err(|rejected| ConnectError::Handshake {
-                status: Some(status),
-                text: format!("{} refused the WebSocket handshake: {rejected}", target.url),
-            })?;
+        wire::handshake::check_response_with(status, pairs.iter().copied(), &key, &target.protocols, compression);
+    let accepted = match accepted {
+        Ok(accepted) => accepted,
+        Err(rejected) => {
+            let said = if status == 101 { String::new() } else { said(response.into_body()).await };
+            let text = format!("{} refused the WebSocket handshake: {rejected}{said}", target.url);
+            return Err(ConnectError::Handshake { status: Some(status), text });
+        }
+    };
     let headers = packed(response.headers());
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error))?;
     let parts = upgraded.downcast::<TokioIo<Transport>>().map_err(|_| failed(&"the connection was lost"))?;
@@ -194,6 +198,17 @@ async fn open(
         deflate: accepted.deflate,
     };
     Ok((parts.io.into_inner(), handshake, parts.read_buf))
+}
+
+/// What a server said that refused the handshake, if it is short and text: the reason, often.
+async fn said(body: hyper::body::Incoming) -> String {
+    let Ok(body) = Limited::new(body, 1024).collect().await else { return String::new() };
+    let body = body.to_bytes();
+    let text = std::str::from_utf8(&body).unwrap_or_default().trim();
+    if text.is_empty() || text.len() > 200 || text.contains('<') || text.contains(|c: char| c.is_control()) {
+        return String::new();
+    }
+    format!(" ({text})")
 }
 
 /// rustls' word, with what is probably meant where that is not what the user did.

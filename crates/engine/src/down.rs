@@ -27,6 +27,8 @@ pub(crate) const LARGE: usize = 4 << 10;
 /// Arena size at which a corked thread wakes the pump before its tick ends, so that a long tick's output begins to
 /// leave and the arena stays small.
 const KICK: usize = 256 << 10;
+/// The same for the number of commands.
+const MANY: usize = 4 << 10;
 /// Capacity that an emptied arena may keep.
 const KEEP: usize = 1 << 20;
 
@@ -50,6 +52,8 @@ pub(crate) enum Command {
     Frame { conn: Arc<Connection>, bytes: Bytes, part: Part },
     /// A message to be compressed.
     Message { conn: Arc<Connection>, opcode: wire::Opcode, payload: Bytes },
+    /// A message that waits in the connection's mailbox, unless newer ones have taken its room.
+    Fetch { conn: Arc<Connection>, number: u64 },
     /// The program knows the channel from here on: broadcasts reach it.
     Announce(Arc<Connection>),
     /// A frame for every announced open channel of the endpoint on this thread but one.
@@ -136,8 +140,12 @@ impl DownQueue {
     }
 
     pub(crate) fn push(io: &Arc<IoThread>, command: Command) {
-        io.down.log.lock().commands.push(command);
-        Self::kick(io, false);
+        let now = {
+            let mut log = io.down.log.lock();
+            log.commands.push(command);
+            log.commands.len() >= MANY
+        };
+        Self::kick(io, now);
     }
 
     /// The same, without waiting for the tick's end.
@@ -259,6 +267,11 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], touched: &mut Vec<A
         }
         Command::Announce(conn) => conn.announce(),
         Command::Message { conn, opcode, payload } => conn.queue_message(opcode, &payload, touched),
+        Command::Fetch { conn, number } => {
+            if let Some((opcode, payload)) = conn.fetch(number) {
+                conn.queue_message(opcode, &payload, touched);
+            }
+        }
         Command::Broadcast { endpoint, opcode, frame, payload, exclude } => {
             let mut message = Broadcast::new(opcode, frame, payload);
             endpoint.for_each_on(io.index, |channel, conn| {

@@ -71,8 +71,8 @@ pub struct Endpoint {
     complaints: Mutex<HashMap<&'static str, Complaint>>,
     /// Guards the counts of connections for one look.
     seats: Mutex<Seats>,
-    /// The program has ticked since the last sweep.
-    ticked: AtomicBool,
+    /// Ticks of the program, for the sweeps to see that there are any.
+    ticks: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -157,7 +157,7 @@ impl Endpoint {
             forks: runtime::forks(),
             complaints: Mutex::default(),
             seats: Mutex::default(),
-            ticked: AtomicBool::new(true),
+            ticks: AtomicUsize::new(0),
             runtime,
         });
         for io in &endpoint.runtime.threads {
@@ -235,12 +235,11 @@ impl Endpoint {
     /// The program ticks.
     #[inline]
     pub fn note_tick(&self) {
-        self.ticked.store(true, Ordering::Relaxed);
+        self.ticks.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether it has since the last time this was asked.
-    pub(crate) fn ticked(&self) -> bool {
-        self.ticked.swap(false, Ordering::Relaxed)
+    pub(crate) fn ticks(&self) -> usize {
+        self.ticks.load(Ordering::Relaxed)
     }
 
     /// A function that logs complaints of one kind, for an owner that may outlive the endpoint.

@@ -254,6 +254,11 @@ impl Inbox {
         self.ready.load(Ordering::Acquire)
     }
 
+    /// Whether a thread is blocked in [`Inbox::wait`].
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.inner.lock().waiting
+    }
+
     pub(crate) fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
     }

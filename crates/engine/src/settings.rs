@@ -4,8 +4,8 @@ use crate::wire::Limits;
 use crate::wire::deflate::DeflateConfig;
 use std::time::Duration;
 
-/// What to do when more than `max_buffered` bytes wait to be written to a channel. Control frames, and fragments of a
-/// message that has begun, are never dropped.
+/// What to do when more than `max_buffered` bytes wait to be written to a channel. Control frames are never dropped. A
+/// fragment that does not fit closes the channel under every policy: a message cannot lack a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowPolicy {
     /// Close it with 1008.

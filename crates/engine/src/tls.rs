@@ -329,6 +329,9 @@ pub struct DevCertificates {
 /// When a name is neither a host name nor an address.
 pub fn dev_certificates(names: &[String]) -> Result<DevCertificates, TlsError> {
     let other = |e: rcgen::Error| TlsError::Other(format!("cannot make a certificate for {}: {e}", names.join(", ")));
+    if let Some(name) = names.iter().find(|name| !is_name(name)) {
+        return Err(TlsError::Other(format!("{name:?} is neither a host name nor an address")));
+    }
     let now = SystemTime::now();
     let valid = |params: &mut CertificateParams, common_name: &str| {
         // A day back, for clocks that are behind.
@@ -356,4 +359,14 @@ pub fn dev_certificates(names: &[String]) -> Result<DevCertificates, TlsError> {
         authority: issuer.pem(),
         key: key.serialize_pem(),
     })
+}
+
+/// An IP address, or a host name (RFC 1123 section 2.1), perhaps with a `*` as its first label.
+fn is_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let inside = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        inside && !label.is_empty() && label.len() <= 63 && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let host = name.strip_prefix("*.").unwrap_or(name);
+    name.parse::<std::net::IpAddr>().is_ok() || host.len() <= 253 && host.split('.').all(label)
 }

@@ -176,7 +176,12 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             "allowed_origins" => settings.allowed_origins = origins(&value)?,
             "compression" => compression = Some(value),
             "compression_window_bits" => window_bits = window(&value)?,
-            "subprotocols" => settings.subprotocols = subprotocols(value.extract()?)?,
+            "subprotocols" => {
+                let names = value
+                    .extract()
+                    .map_err(|_| PyValueError::new_err(format!("subprotocols={value} is not a list of names")))?;
+                settings.subprotocols = subprotocols(names)?;
+            }
             _ => return Err(PyTypeError::new_err(format!("there is no setting {name}"))),
         }
     }
@@ -235,7 +240,9 @@ fn rate(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
 }
 
 fn slow_policy(value: &Bound<'_, PyAny>) -> PyResult<SlowPolicy> {
-    Ok(match value.extract::<String>()?.as_str() {
+    let name =
+        value.extract::<String>().map_err(|_| PyTypeError::new_err(format!("slow_policy={value} is not a str")))?;
+    Ok(match name.as_str() {
         "close" => SlowPolicy::Close,
         "drop_newest" => SlowPolicy::DropNewest,
         "drop_oldest" => SlowPolicy::DropOldest,
@@ -260,8 +267,9 @@ fn origins(value: &Bound<'_, PyAny>) -> PyResult<Origins> {
     }
     let list: Vec<String> = value.extract()?;
     for origin in &list {
-        let (_, host) = origin.split_once("://").unwrap_or_default();
-        if origin != "null" && (host.is_empty() || host.contains(['/', '*'])) {
+        let (scheme, host) = origin.split_once("://").unwrap_or_default();
+        let whole = !scheme.is_empty() && !host.is_empty();
+        if origin != "null" && (!whole || host.contains(['/', '*', '?', '#', '@', ' '])) {
             return Err(PyValueError::new_err(format!(
                 "allowed_origins: {origin:?} is not an origin like \"https://example.com\" or \"http://localhost:8000\""
             )));
@@ -347,7 +355,12 @@ fn fingerprint(text: &str) -> PyResult<[u8; 32]> {
     let digits: Vec<u8> = text.bytes().filter(|b| *b != b':').collect();
     let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
     let bytes: Option<Vec<u8>> = digits.chunks(2).map(byte).collect();
-    bytes.filter(|_| digits.len() == 64).and_then(|bytes| bytes.try_into().ok()).ok_or_else(|| {
-        PyValueError::new_err(format!("fingerprint={text:?} is not a SHA-256: 64 hexadecimal digits, colons allowed"))
-    })
+    bytes
+        .filter(|_| digits.len() == 64 && digits.iter().all(u8::is_ascii_hexdigit))
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "fingerprint={text:?} is not a SHA-256: 64 hexadecimal digits, colons allowed"
+            ))
+        })
 }

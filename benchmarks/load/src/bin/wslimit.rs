@@ -92,12 +92,7 @@ impl Server {
             let mut stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        ErrorKind::Interrupted | ErrorKind::ConnectionAborted
-                    ) =>
-                {
+                Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -107,17 +102,8 @@ impl Server {
                 self.peers.push(None);
                 self.peers.len() - 1
             });
-            self.registry.register(
-                &mut stream,
-                Token(index),
-                Interest::READABLE | Interest::WRITABLE,
-            )?;
-            let peer = Peer {
-                stream,
-                upgraded: false,
-                partial: Vec::new(),
-                unsent: Vec::new(),
-            };
+            self.registry.register(&mut stream, Token(index), Interest::READABLE | Interest::WRITABLE)?;
+            let peer = Peer { stream, upgraded: false, partial: Vec::new(), unsent: Vec::new() };
             self.peers[index] = Some(peer);
         }
     }
@@ -128,11 +114,7 @@ impl Server {
         let Some(peer) = self.peers.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
-        let mut done = if peer.unsent.is_empty() {
-            Ok(())
-        } else {
-            peer.flush()
-        };
+        let mut done = if peer.unsent.is_empty() { Ok(()) } else { peer.flush() };
         if done.is_ok() && (event.is_readable() || event.is_error()) {
             done = self.read(index, event.is_read_closed() || event.is_error());
         }
@@ -170,11 +152,7 @@ impl Server {
             peer.partial.clear();
             self.replies.clear();
             let input = &mut self.input[..kept + read];
-            let start = if peer.upgraded {
-                0
-            } else {
-                upgrade(peer, input)?
-            };
+            let start = if peer.upgraded { 0 } else { upgrade(peer, input)? };
             let mut used = start;
             if peer.upgraded {
                 used += answer(&mut input[start..], &mut self.replies)?;
@@ -192,9 +170,7 @@ impl Server {
     /// Sends what one read produced: one write for each receiver.
     fn deliver(&mut self, sender: usize) -> io::Result<()> {
         if self.mode == Mode::Echo {
-            return self.peers[sender]
-                .as_mut()
-                .map_or(Ok(()), |peer| peer.send(&self.replies));
+            return self.peers[sender].as_mut().map_or(Ok(()), |peer| peer.send(&self.replies));
         }
         for index in 0..self.peers.len() {
             let Some(peer) = self.peers[index].as_mut().filter(|peer| peer.upgraded) else {
@@ -211,11 +187,7 @@ impl Server {
 /// Answers the opening handshake once its head is complete; returns how many bytes that took.
 fn upgrade(peer: &mut Peer, input: &[u8]) -> io::Result<usize> {
     let Some(end) = handshake::head_length(input) else {
-        return if input.len() > handshake::MAX_HEAD {
-            Err(ErrorKind::InvalidData.into())
-        } else {
-            Ok(0)
-        };
+        return if input.len() > handshake::MAX_HEAD { Err(ErrorKind::InvalidData.into()) } else { Ok(0) };
     };
     let head = String::from_utf8_lossy(&input[..end]);
     if handshake::field(&head, "sec-websocket-key") != Some(handshake::KEY) {
@@ -230,9 +202,7 @@ fn upgrade(peer: &mut Peer, input: &[u8]) -> io::Result<usize> {
 /// Turns every whole message in `input` into a frame in `replies`; returns how many bytes that took.
 fn answer(input: &mut [u8], replies: &mut Vec<u8>) -> io::Result<usize> {
     let mut used = 0;
-    while let Some(frame) =
-        client_frame_at(&input[used..], MAX_MESSAGE).map_err(io::Error::other)?
-    {
+    while let Some(frame) = client_frame_at(&input[used..], MAX_MESSAGE).map_err(io::Error::other)? {
         let payload = &mut input[used + frame.start..used + frame.end];
         match frame.first & 0x0F {
             CLOSE => return Err(ErrorKind::ConnectionAborted.into()),
@@ -252,19 +222,10 @@ fn serve(address: SocketAddr, mode: Mode) -> Result<(), Box<dyn Error>> {
     raise_open_files()?;
     let mut poll = Poll::new()?;
     let mut listener = TcpListener::bind(address)?;
-    poll.registry()
-        .register(&mut listener, LISTENER, Interest::READABLE)?;
+    poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     let registry = poll.registry().try_clone()?;
     let (peers, free, replies) = (Vec::new(), Vec::new(), Vec::new());
-    let mut server = Server {
-        mode,
-        listener,
-        registry,
-        peers,
-        free,
-        input: vec![0; READ_ROOM],
-        replies,
-    };
+    let mut server = Server { mode, listener, registry, peers, free, input: vec![0; READ_ROOM], replies };
     let mut events = Events::with_capacity(1024);
     loop {
         match poll.poll(&mut events, None) {
@@ -287,14 +248,10 @@ fn main() -> ExitCode {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
-    let options =
-        Flags::parse(arguments.into_iter(), &["port", "host", "mode"]).and_then(|flags| {
-            let host: IpAddr = flags.get("host", IpAddr::from([127, 0, 0, 1]))?;
-            Ok((
-                SocketAddr::new(host, flags.required("port")?),
-                flags.get("mode", Mode::Echo)?,
-            ))
-        });
+    let options = Flags::parse(arguments.into_iter(), &["port", "host", "mode"]).and_then(|flags| {
+        let host: IpAddr = flags.get("host", IpAddr::from([127, 0, 0, 1]))?;
+        Ok((SocketAddr::new(host, flags.required("port")?), flags.get("mode", Mode::Echo)?))
+    });
     let (address, mode) = match options {
         Ok(options) => options,
         Err(mistake) => {

@@ -36,16 +36,7 @@ wsload: WebSocket load generator; prints one line of JSON
   --depth N         messages that each sender keeps in flight (1)
   --size BYTES      length of the text in each message (64)
   --seconds S       time measured, after a warm-up of a fifth of it (3)";
-const FLAGS: [&str; 8] = [
-    "host",
-    "port",
-    "path",
-    "mode",
-    "connections",
-    "depth",
-    "size",
-    "seconds",
-];
+const FLAGS: [&str; 8] = ["host", "port", "path", "mode", "connections", "depth", "size", "seconds"];
 
 /// Large enough for everything that one connection has in flight in any of the cases.
 const READ_BUFFER: usize = 256 * 1024;
@@ -94,10 +85,7 @@ impl Outgoing {
     fn new(size: usize, depth: usize) -> Self {
         let frame = client_frame(TEXT, &vec![b'x'; size]);
         // One more than the depth: a slice may begin in the middle of a frame.
-        Self {
-            frame_length: frame.len(),
-            block: frame.repeat(depth + 1),
-        }
+        Self { frame_length: frame.len(), block: frame.repeat(depth + 1) }
     }
 }
 
@@ -119,15 +107,12 @@ struct Connection {
 impl Connection {
     /// Opens one connection, waiting for its handshake.
     fn open(options: &Options) -> Result<Self> {
-        let address = (options.host.as_str(), options.port)
-            .to_socket_addrs()?
-            .next();
+        let address = (options.host.as_str(), options.port).to_socket_addrs()?.next();
         let address = address.ok_or("the host has no address")?;
         let mut stream = std::net::TcpStream::connect_timeout(&address, PATIENCE)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        stream
-            .write_all(handshake::request(&options.host, options.port, &options.path).as_bytes())?;
+        stream.write_all(handshake::request(&options.host, options.port, &options.path).as_bytes())?;
         let (mut head, mut chunk) = (Vec::new(), [0; 4096]);
         let end = loop {
             let read = stream.read(&mut chunk)?;
@@ -143,11 +128,7 @@ impl Connection {
         if !text.starts_with("HTTP/1.1 101 ")
             || handshake::field(&text, "sec-websocket-accept") != Some(handshake::ACCEPT)
         {
-            return Err(format!(
-                "handshake refused: {:?}",
-                text.lines().next().unwrap_or_default()
-            )
-            .into());
+            return Err(format!("handshake refused: {:?}", text.lines().next().unwrap_or_default()).into());
         }
         // A server may greet in the same segment; what it says must be a frame like any other.
         let mut counter = FrameCounter::new(options.size);
@@ -176,10 +157,7 @@ impl Connection {
     /// Writes until nothing is owed or the socket is full; the poll reports when it has room again.
     fn flush(&mut self, outgoing: &Outgoing) -> Result<()> {
         while self.owed > 0 {
-            match self
-                .stream
-                .write(&outgoing.block[self.phase..self.phase + self.owed])
-            {
+            match self.stream.write(&outgoing.block[self.phase..self.phase + self.owed]) {
                 Ok(written) => {
                     self.owed -= written;
                     self.phase = (self.phase + written) % outgoing.frame_length;
@@ -255,17 +233,9 @@ impl Run {
         let connection = &mut self.connections[index];
         self.waiting -= usize::from(connection.received == 0);
         connection.received += u64::from(messages);
-        let expected = if self.mode == Mode::Fan {
-            self.published
-        } else {
-            connection.sent
-        };
+        let expected = if self.mode == Mode::Fan { self.published } else { connection.sent };
         if connection.received > expected {
-            return Err(format!(
-                "{} messages received of {expected} sent",
-                connection.received
-            )
-            .into());
+            return Err(format!("{} messages received of {expected} sent", connection.received).into());
         }
         let measuring = matches!(self.phase, Phase::Measuring { .. });
         if measuring {
@@ -289,16 +259,15 @@ impl Run {
     fn advance(&mut self, seconds: f64) -> Result<bool> {
         let now = Instant::now();
         self.phase = match self.phase {
-            Phase::Priming { .. } if self.waiting == 0 => Phase::WarmUp {
-                until: now + Duration::from_secs_f64(seconds * WARM_UP_SHARE),
-            },
+            Phase::Priming { .. } if self.waiting == 0 => {
+                Phase::WarmUp { until: now + Duration::from_secs_f64(seconds * WARM_UP_SHARE) }
+            }
             Phase::Priming { until } if now >= until => {
                 return Err(format!("{} connections never received anything", self.waiting).into());
             }
-            Phase::WarmUp { until } if now >= until => Phase::Measuring {
-                since: now,
-                until: now + Duration::from_secs_f64(seconds),
-            },
+            Phase::WarmUp { until } if now >= until => {
+                Phase::Measuring { since: now, until: now + Duration::from_secs_f64(seconds) }
+            }
             Phase::Measuring { until, .. } if now >= until => return Ok(true),
             unchanged => unchanged,
         };
@@ -312,8 +281,7 @@ fn run(options: &Options) -> Result<String> {
     let opening = Instant::now();
     let mut connections = Vec::with_capacity(options.connections);
     for index in 0..options.connections {
-        let opened =
-            Connection::open(options).map_err(|error| format!("connection {index}: {error}"))?;
+        let opened = Connection::open(options).map_err(|error| format!("connection {index}: {error}"))?;
         connections.push(opened);
     }
     let connect_seconds = opening.elapsed().as_secs_f64();
@@ -322,24 +290,17 @@ fn run(options: &Options) -> Result<String> {
         outgoing: Outgoing::new(options.size, options.depth),
         connections,
         buffer: vec![0; READ_BUFFER],
-        phase: Phase::Priming {
-            until: Instant::now() + PATIENCE,
-        },
+        phase: Phase::Priming { until: Instant::now() + PATIENCE },
         waiting: options.connections,
         published: 0,
         latencies: Histogram::default(),
     };
     for (index, connection) in run.connections.iter_mut().enumerate() {
         let interest = Interest::READABLE | Interest::WRITABLE;
-        poll.registry()
-            .register(&mut connection.stream, Token(index), interest)?;
+        poll.registry().register(&mut connection.stream, Token(index), interest)?;
     }
     let depth = u32::try_from(options.depth)?;
-    let senders = if options.mode == Mode::Fan {
-        1
-    } else {
-        options.connections
-    };
+    let senders = if options.mode == Mode::Fan { 1 } else { options.connections };
     for connection in &mut run.connections[..senders] {
         connection.queue(depth, Instant::now(), &run.outgoing);
         run.published += u64::from(depth);
@@ -370,10 +331,7 @@ fn report(options: &Options, run: &Run, connect_seconds: f64) -> Result<String> 
         return Err("ended before the measurement".into());
     };
     let elapsed = since.elapsed().as_secs_f64();
-    let counts = run
-        .connections
-        .iter()
-        .map(|connection| connection.received_measured);
+    let counts = run.connections.iter().map(|connection| connection.received_measured);
     let total: u64 = counts.clone().sum();
     if total == 0 {
         return Err("not one message came back while measuring".into());
@@ -401,8 +359,7 @@ fn main() -> ExitCode {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
-    let options =
-        Flags::parse(arguments.into_iter(), &FLAGS).and_then(|flags| Options::from(&flags));
+    let options = Flags::parse(arguments.into_iter(), &FLAGS).and_then(|flags| Options::from(&flags));
     let options = match options {
         Ok(options) => options,
         Err(mistake) => {

@@ -73,11 +73,12 @@ impl Connection {
     /// The peer does not read: throw away what waits, tell the program, say why if the peer ever reads.
     pub(super) fn drop_slow(self: &Arc<Self>, inner: &mut Inner) {
         const REASON: &str = "too slow: more than max_buffered bytes waited to be sent";
+        let waited = self.buffered_amount();
         let dropped = inner.out.drop_unsent();
         self.buffered.fetch_sub(dropped, Ordering::Relaxed);
         self.endpoint.complain(&self.io, "max_buffered", || {
             format!(
-                "channel {} closed with 1008: {dropped} bytes waited to be sent, the limit is max_buffered={}",
+                "channel {} closed with 1008: {waited} bytes waited to be sent, the limit is max_buffered={}",
                 self.describe(),
                 self.endpoint.settings.max_buffered
             )

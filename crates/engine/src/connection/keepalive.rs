@@ -23,6 +23,7 @@ pub(crate) async fn sweep(endpoint: Weak<Endpoint>, thread: usize) {
     let Some(pause) = endpoint.upgrade().and_then(|endpoint| pause(&endpoint)) else { return };
     let mut last = Instant::now();
     let mut stalled = Duration::ZERO;
+    let mut ticks = 0;
     loop {
         tokio::time::sleep(pause).await;
         let Some(endpoint) = endpoint.upgrade() else { return };
@@ -30,15 +31,20 @@ pub(crate) async fn sweep(endpoint: Weak<Endpoint>, thread: usize) {
         last += elapsed;
         let mut all = Vec::new();
         endpoint.for_each_on(thread, |_, conn| all.push(Arc::clone(conn)));
-        stalled = if endpoint.ticked() { Duration::ZERO } else { stalled + elapsed };
+        // A program that waits inside `tick()` is there, however long nothing happens.
+        let alive = endpoint.ticks() != ticks || endpoint.inbox.is_waited_for();
+        ticks = endpoint.ticks();
+        stalled = if alive { Duration::ZERO } else { stalled + elapsed };
         let stall = endpoint.settings.app_stall_timeout.is_some_and(|limit| stalled > limit);
+        let mut closed = 0;
         for conn in &all {
-            conn.sweep(last, elapsed, stall);
+            closed += usize::from(conn.sweep(last, elapsed, stall) && stall);
         }
-        if stall && !all.is_empty() {
+        if closed > 0 {
             let io = &endpoint.runtime.threads[thread];
             endpoint.complain(io, "app_stall_timeout", || {
-                format!("no tick for {:.1} s: every channel was closed with 1013", stalled.as_secs_f64())
+                let limit = endpoint.settings.app_stall_timeout.unwrap_or_default().as_secs_f64();
+                format!("{closed} channels closed with 1013: no tick for app_stall_timeout={limit} s")
             });
         }
     }
@@ -56,10 +62,11 @@ fn millis(time: Duration) -> u32 {
 }
 
 impl Connection {
-    fn sweep(self: &Arc<Self>, now: Instant, elapsed: Duration, stall: bool) {
+    /// True: it was closed.
+    fn sweep(self: &Arc<Self>, now: Instant, elapsed: Duration, stall: bool) -> bool {
         let inner = &mut *self.inner.lock();
         if inner.state != State::Open {
-            return;
+            return false;
         }
         let settings = &self.endpoint.settings;
         let elapsed = millis(elapsed);
@@ -70,13 +77,15 @@ impl Connection {
             Some(_) if !stirred && !inner.paused => life.unanswered.saturating_add(elapsed),
             _ => 0,
         };
-        life.idle = if std::mem::take(&mut life.talked) { 0 } else { life.idle.saturating_add(elapsed) };
+        life.idle =
+            if std::mem::take(&mut life.talked) || inner.paused { 0 } else { life.idle.saturating_add(elapsed) };
         life.since_ping = life.since_ping.saturating_add(elapsed);
         if stall {
             self.give_up(inner, 1013, "the program does not answer");
         } else if over(life.unanswered, settings.ping_timeout) {
             self.endpoint.complain(&self.io, "ping_timeout", || {
-                format!("channel {} closed with 1011: a ping was not answered", self.describe())
+                let limit = settings.ping_timeout.unwrap_or_default().as_secs_f64();
+                format!("channel {} closed with 1011: no answer to a ping for ping_timeout={limit} s", self.describe())
             });
             self.give_up(inner, 1011, "keep-alive ping was not answered");
         } else if over(life.idle, settings.idle_timeout) {
@@ -91,6 +100,7 @@ impl Connection {
                 self.flush(inner);
             }
         }
+        inner.state != State::Open
     }
 
     /// Closes with a code of ours, without waiting for the program or for much from the peer.
@@ -104,11 +114,9 @@ impl Connection {
         }
     }
 
-    /// A pong arrived.
-    pub(super) fn pong(&self, inner: &mut Inner, payload: &[u8]) {
-        if payload == inner.life.ping_number.to_be_bytes()
-            && let Some(sent) = inner.life.ping.take()
-        {
+    /// The answer to our ping arrived.
+    pub(super) fn pong(&self, inner: &mut Inner) {
+        if let Some(sent) = inner.life.ping.take() {
             let micros = u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX - 1);
             self.round_trip.store(micros.saturating_add(1), Ordering::Relaxed);
         }

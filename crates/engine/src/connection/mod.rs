@@ -27,8 +27,9 @@ use crate::wire::deflate::{Compressor, DeflateParams, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -123,6 +124,14 @@ struct Inner {
     life: Life,
 }
 
+/// Messages by number.
+#[derive(Debug, Default)]
+struct Mailbox {
+    messages: VecDeque<(u64, wire::Opcode, Bytes)>,
+    bytes: usize,
+    next: u64,
+}
+
 /// What the keep-alive sweep knows; see `keepalive`.
 #[derive(Debug, Default)]
 struct Life {
@@ -159,6 +168,10 @@ pub struct Connection {
     round_trip: AtomicU32,
     /// Messages dropped because the peer reads too slowly.
     dropped: AtomicU64,
+    /// A message was refused or dropped since the last drain.
+    refused: AtomicBool,
+    /// Under the policy to drop the oldest: what the pump has not fetched yet. Locked for one message.
+    mailbox: OnceLock<Box<Mutex<Mailbox>>>,
     closed: OnceLock<Box<CloseInfo>>,
     /// The I/O side. Locked by the I/O thread alone, so never contended; the lock is what makes it shareable.
     inner: Mutex<Inner>,
@@ -199,6 +212,8 @@ impl Connection {
             outgoing: Mutex::new(Outgoing::default()),
             round_trip: AtomicU32::new(0),
             dropped: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
+            mailbox: OnceLock::new(),
             closed: OnceLock::new(),
             inner: Mutex::new(Inner {
                 stream: Some(stream),
@@ -308,26 +323,24 @@ impl Connection {
         let mut outgoing = self.outgoing.lock();
         let before = *outgoing;
         let opcode = outgoing.next(opcode, kind, fin).map_err(SendError::Sequence)?;
-        if self.is_over(payload.len()) && !opcode.is_control() {
-            // Only a whole message can be dropped: its fragments belong together.
-            let whole = fin && !before.is_open();
-            match self.endpoint.settings.slow_policy {
-                SlowPolicy::DropNewest if whole => {
+        // Only a whole message can be left out: fragments belong together.
+        let whole = fin && !before.is_open() && !opcode.is_control();
+        let policy = self.endpoint.settings.slow_policy;
+        if whole && policy == SlowPolicy::DropOldest {
+            self.post(opcode, payload);
+            return Ok(());
+        }
+        if !opcode.is_control() && self.is_over(payload.len()) {
+            // Said before the second look: the pump, which tells of a drain, sees one or the other.
+            self.refused.store(true, Ordering::SeqCst);
+            if self.is_over(payload.len()) {
+                if whole && policy == SlowPolicy::DropNewest {
                     self.count_dropped(1);
                     return Err(SendError::Dropped);
                 }
-                // The pump drops; this only bounds what it has not seen yet.
-                SlowPolicy::DropOldest if whole && self.buffered_amount() < 2 * self.endpoint.settings.max_buffered => {
-                }
-                SlowPolicy::DropOldest if whole => {
-                    self.count_dropped(1);
-                    return Err(SendError::Dropped);
-                }
-                _ => {
-                    drop(outgoing);
-                    self.overflow();
-                    return Err(SendError::Closed);
-                }
+                drop(outgoing);
+                self.overflow();
+                return Err(SendError::Closed);
             }
         }
         let part = match (opcode.is_control(), fin, opcode) {
@@ -341,6 +354,39 @@ impl Connection {
             DownQueue::push_frame(self, opcode, fin, payload, self.mask(), part);
         }
         Ok(())
+    }
+
+    /// Under the policy to drop the oldest: puts a message into the mailbox, where those that have waited longest make
+    /// room, and leaves its place in the queue going down to a command that fetches it if it is still there.
+    fn post(self: &Arc<Self>, opcode: wire::Opcode, payload: &[u8]) {
+        let number = {
+            let mailbox = &mut *self.mailbox.get_or_init(Box::default).lock();
+            self.add_buffered(payload.len());
+            mailbox.bytes += payload.len();
+            mailbox.messages.push_back((mailbox.next, opcode, Bytes::copy_from_slice(payload)));
+            while mailbox.bytes > self.endpoint.settings.max_buffered && mailbox.messages.len() > 1 {
+                if let Some((_, _, oldest)) = mailbox.messages.pop_front() {
+                    mailbox.bytes -= oldest.len();
+                    self.buffered.fetch_sub(oldest.len(), Ordering::Relaxed);
+                    self.count_dropped(1);
+                    self.refused.store(true, Ordering::SeqCst);
+                }
+            }
+            mailbox.next += 1;
+            mailbox.next - 1
+        };
+        DownQueue::push(&self.io, Command::Fetch { conn: Arc::clone(self), number });
+    }
+
+    /// Takes a message out of the mailbox, unless newer ones have taken its room.
+    pub(crate) fn fetch(&self, number: u64) -> Option<(wire::Opcode, Bytes)> {
+        let mailbox = &mut *self.mailbox.get()?.lock();
+        if mailbox.messages.front()?.0 != number {
+            return None;
+        }
+        let (_, opcode, payload) = mailbox.messages.pop_front()?;
+        mailbox.bytes -= payload.len();
+        Some((opcode, payload))
     }
 
     /// RFC 6455 section 5.3: a client masks every frame with a fresh unpredictable key.

@@ -88,7 +88,8 @@ impl Connection {
     /// A message as one frame, compressed if that makes it smaller.
     fn compressed(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) -> Bytes {
         let mut deflated = Vec::new();
-        let shrunk = self.handshake.deflate.is_some_and(|agreed| {
+        let agreed = self.handshake.deflate.filter(|_| worth_compressing(payload.len()));
+        let shrunk = agreed.is_some_and(|agreed| {
             let params = agreed.compress_params(self.role);
             if params.context_takeover {
                 let compressor = inner.compressor.get_or_insert_with(|| Box::new(Compressor::new(params)));
@@ -112,27 +113,15 @@ impl Connection {
         if !inner.announced || !matches!(inner.state, State::Open | State::Answering) {
             return;
         }
-        let params = self.handshake.deflate.filter(|_| worth_compressing(message.payload.len()));
-        let bytes = match params.map(|agreed| agreed.compress_params(self.role)) {
-            None => message.plain.clone(),
-            Some(params) if params.context_takeover => self.compressed(inner, message.opcode, &message.payload),
-            Some(params) => {
-                let known = message.compressed.iter().find(|(other, _)| *other == params);
-                if let Some((_, frame)) = known {
-                    frame.clone()
-                } else {
-                    let frame = self.compressed(inner, message.opcode, &message.payload);
-                    message.compressed.push((params, frame.clone()));
-                    frame
-                }
-            }
-        };
-        let mut excess = self.is_over(bytes.len());
-        if excess && self.endpoint.settings.slow_policy == SlowPolicy::DropOldest && !inner.fragmented {
-            self.make_room(inner, bytes.len());
-            excess = self.is_over(bytes.len());
+        // Decided before it is compressed: a context that has seen a message which is then dropped would be out of step
+        // with the peer's.
+        let len = message.plain.len();
+        let policy = self.endpoint.settings.slow_policy;
+        if policy == SlowPolicy::DropOldest && !inner.fragmented {
+            self.make_room(inner, len);
         }
-        if !excess {
+        if !self.is_over(len) {
+            let bytes = self.encoded(inner, message);
             self.add_buffered(bytes.len());
             if inner.fragmented {
                 inner.held.push(bytes);
@@ -142,13 +131,31 @@ impl Connection {
                 inner.out.push_shared(bytes);
             }
             inner.life.talked = true;
-        } else if self.endpoint.settings.slow_policy == SlowPolicy::Close {
+        } else if policy == SlowPolicy::Close {
             self.shut.fetch_max(GONE, Ordering::Relaxed);
             self.drop_slow(inner);
         } else {
+            self.refused.store(true, Ordering::SeqCst);
             self.count_dropped(1);
         }
         self.touch(inner, touched);
+    }
+
+    /// The frame of a broadcast for this connection.
+    fn encoded(&self, inner: &mut Inner, message: &mut Broadcast) -> Bytes {
+        let agreed = self.handshake.deflate.filter(|_| worth_compressing(message.payload.len()));
+        let Some(params) = agreed.map(|agreed| agreed.compress_params(self.role)) else {
+            return message.plain.clone();
+        };
+        if params.context_takeover {
+            return self.compressed(inner, message.opcode, &message.payload);
+        }
+        if let Some((_, frame)) = message.compressed.iter().find(|(other, _)| *other == params) {
+            return frame.clone();
+        }
+        let frame = self.compressed(inner, message.opcode, &message.payload);
+        message.compressed.push((params, frame.clone()));
+        frame
     }
 
     /// Under the policy to drop the oldest: drops until `more` bytes fit or nothing droppable is left.
@@ -243,11 +250,12 @@ impl Connection {
         };
         match result {
             Ok(Flushed::All) => {
-                if std::mem::take(&mut inner.blocked) {
-                    inner.life.stirred = true;
-                    if self.endpoint.settings.tell_drain && inner.state == State::Open && inner.announced {
-                        deliver(&self.io, &self.endpoint, Event::Drain { channel: self.channel() });
-                    }
+                let was_blocked = std::mem::take(&mut inner.blocked);
+                inner.life.stirred |= was_blocked;
+                let refused = self.refused.swap(false, Ordering::SeqCst);
+                let told = self.endpoint.settings.tell_drain && inner.state == State::Open && inner.announced;
+                if (was_blocked || refused) && told {
+                    deliver(&self.io, &self.endpoint, Event::Drain { channel: self.channel() });
                 }
                 self.flushed(inner);
             }

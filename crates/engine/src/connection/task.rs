@@ -32,7 +32,8 @@ impl Connection {
         let channel = self.channel();
         let mut closed = None;
         let mut pong = None;
-        let mut ponged = None;
+        let mut ponged = false;
+        let ping = inner.life.ping_number.to_be_bytes();
         let mut talked = false;
         let mut filling = self.endpoint.inbox.fill();
         let epoch = filling.epoch();
@@ -57,7 +58,8 @@ impl Connection {
                 wire::encode_frame(tail, wire::Opcode::Pong, true, payload, mask);
                 pongs += tail.len() - before;
             }
-            wire::Event::Pong(payload) => ponged = payload.try_into().ok(),
+            // Others are heartbeats that nobody asked for (RFC 6455 section 5.5.3).
+            wire::Event::Pong(payload) => ponged |= *payload == ping,
             wire::Event::Close { code, reason } => closed = Some((code, reason.to_owned())),
         });
         if deliver_messages {
@@ -68,9 +70,8 @@ impl Connection {
             DownQueue::wake_later(&self.io, &self.endpoint);
         }
         inner.life.talked |= talked;
-        if let Some(payload) = ponged {
-            let payload: [u8; 4] = payload;
-            self.pong(inner, &payload);
+        if ponged {
+            self.pong(inner);
         }
         if pong.is_some() {
             inner.pong = pong;

@@ -43,9 +43,28 @@ pub(super) struct Client {
 }
 
 pub(super) async fn answer(request: Request<Incoming>, client: &Client) -> Response<Full<Bytes>> {
+    // hyper leaves the content out for HTTP/1 alone (RFC 9110 section 9.3.2).
+    let bare = request.method() == Method::HEAD && request.version() == Version::HTTP_2;
+    let mut response = with_content(request, client).await;
+    if bare {
+        let length = response.body().size_hint().lower();
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        *response.body_mut() = Full::default();
+    }
+    response
+}
+
+async fn with_content(request: Request<Incoming>, client: &Client) -> Response<Full<Bytes>> {
     let Client { remote, io, shared, .. } = client;
     let Shared { endpoint, routes, .. } = shared;
     let remote = *remote;
+    let limit = endpoint.settings.max_headers;
+    if request.headers().len() > limit {
+        endpoint.complain(io, "max_headers", || {
+            format!("request head of {remote} refused with 431: the limit is max_headers={limit}")
+        });
+        return closing(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "431 Request Header Fields Too Large\n"));
+    }
     if wire::handshake::is_upgrade(pairs(request.headers())) {
         return upgrade(request, client).await;
     }

@@ -102,9 +102,12 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder
             .timer(TokioTimer::new())
+            // A client may close its sending side behind its last request (RFC 9112 section 9.6).
+            .half_close(true)
             .header_read_timeout(settings.header_timeout)
             .max_buf_size(settings.max_header_size)
-            .max_headers(settings.max_headers);
+            // Twice the limit, which `answer` keeps: hyper does not tell too many headers from too large a head.
+            .max_headers(settings.max_headers.saturating_mul(2));
         let connection = builder.serve_connection(TokioIo::new(transport), service).with_upgrades();
         let ended = drive(connection, phase, &begun, |connection| connection.graceful_shutdown()).await;
         if let Some(Err(error)) = ended {

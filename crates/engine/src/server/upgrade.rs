@@ -91,7 +91,9 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
         let Ok(decision) = tokio::time::timeout(settings.upgrade_timeout, reply).await else {
             endpoint.complain(io, "upgrade_timeout", || {
                 let limit = settings.upgrade_timeout.as_secs_f64();
-                format!("WebSocket of {remote} refused with 503: on_ws_upgrade did not run within {limit} s")
+                format!(
+                    "WebSocket of {remote} refused with 503: on_ws_upgrade did not run within upgrade_timeout={limit} s"
+                )
             });
             return closing(plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n"));
         };

@@ -1,0 +1,7 @@
+//! The invariant and the target's body are in `src/recut.rs`, which the plain tests call too.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| pyhv_fuzz::recut(data));
