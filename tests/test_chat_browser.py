@@ -74,8 +74,7 @@ class Tab:
         """The chat messages on the page: who and what."""
         found = self.show().find_elements(By.CSS_SELECTOR, ".message")
         return [
-            (line.get_attribute("data-nick") or "", line.find_element(By.CLASS_NAME, "text").text)
-            for line in found
+            (line.get_attribute("data-nick") or "", line.find_element(By.CLASS_NAME, "text").text) for line in found
         ]
 
     def notices(self) -> list[str]:
@@ -164,16 +163,12 @@ def test_html_in_a_message_or_a_nickname_is_text(open_tab: Callable[[], Tab]) ->
         assert [text for _, text in tab.messages()] == injections
         assert "<b>bold</b>" in tab.people
         driver = tab.show()
-        assert not driver.find_elements(
-            By.CSS_SELECTOR, "#lines script, #lines img, #lines iframe, #people b"
-        )
+        assert not driver.find_elements(By.CSS_SELECTOR, "#lines script, #lines img, #lines iframe, #people b")
         assert driver.execute_script("return window.injected === undefined") is True
         assert not tab.errors()
 
 
-def test_a_restarted_server_gets_its_people_back(
-    chat: ChatServerProgram, open_tab: Callable[[], Tab]
-) -> None:
+def test_a_restarted_server_gets_its_people_back(chat: ChatServerProgram, open_tab: Callable[[], Tab]) -> None:
     one, two = open_tab(), open_tab()
     one.be("alice")
     chat.process.send_signal(signal.SIGTERM)

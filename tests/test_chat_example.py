@@ -370,9 +370,7 @@ def test_a_message_that_is_none(join: Callable[..., Peer], data: str | bytes, wh
     assert two.receive()["text"] == "still here"  # and nothing before it
 
 
-@pytest.mark.parametrize(
-    "text", ["x" * 2000, "\U0001f600" * 2000, "a\nb", "\ud800 alone", "<b>&amp;</b>", "nul\0!"]
-)
+@pytest.mark.parametrize("text", ["x" * 2000, "\U0001f600" * 2000, "a\nb", "\ud800 alone", "<b>&amp;</b>", "nul\0!"])
 def test_texts_arrive_as_they_were(join: Callable[..., Peer], text: str) -> None:
     one, two = join(), join()
     one.say(text)
@@ -382,9 +380,7 @@ def test_texts_arrive_as_they_were(join: Callable[..., Peer], text: str) -> None
 # The client in a terminal
 
 
-def client(
-    server: ChatServerProgram, *options: str, terminal: bool = False, stdin: int | None = None
-) -> Program:
+def client(server: ChatServerProgram, *options: str, terminal: bool = False, stdin: int | None = None) -> Program:
     return Program(CHAT / "client.py", server.ws_url, *options, terminal=terminal, stdin=stdin)
 
 
@@ -447,9 +443,7 @@ def test_client_leaves_at_ctrl_d(server: ChatServerProgram) -> None:
         assert program.finish() == 0
 
 
-def test_what_others_write_does_not_steer_the_terminal(
-    server: ChatServerProgram, join: Callable[..., Peer]
-) -> None:
+def test_what_others_write_does_not_steer_the_terminal(server: ChatServerProgram, join: Callable[..., Peer]) -> None:
     eve = join("eve")
     with client(server, terminal=True) as program:
         program.wait_for("You are")

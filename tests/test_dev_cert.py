@@ -110,7 +110,7 @@ def test_a_bad_name_is_one_line_and_writes_nothing(tmp_path: Path, name: str) ->
     done = pyhv("dev-cert", "--dir", tmp_path / "certificates", "--", "localhost", name)
     assert done.returncode == 1
     assert re.fullmatch(r"pyhv dev-cert: .+\n", done.stderr), done.stderr
-    assert (name or "''") in done.stderr or repr(name) in done.stderr
+    assert f'"{name}"' in done.stderr or repr(name) in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "certificates").exists()
 

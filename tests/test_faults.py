@@ -268,14 +268,16 @@ def test_half_closed_in_the_middle_of_a_frame_ends_with_1006(fault: Callable[...
     wait_until(lambda: server.codes() == [1006] * 5, what="all are told")
 
 
-def test_half_closed_behind_messages_still_gets_their_echoes(fault: Callable[..., FaultyProgram]) -> None:
+def test_half_closed_behind_messages_without_a_close_frame_is_a_lost_connection(
+    fault: Callable[..., FaultyProgram],
+) -> None:
+    """RFC 6455 section 7.1.5 calls it abnormal: the messages are delivered, what answers them may not get out."""
     server = fault()
-    for count in (1, 100):
-        with RawClient(server.port) as raw:
-            raw.send_bytes(b"".join(build_frame(BINARY, bytes([n]) * 5000) for n in range(count)))
-            raw.socket.shutdown(socket.SHUT_WR)
-            assert [raw.read_message() for _ in range(count)] == [bytes([n]) * 5000 for n in range(count)]
-            raw.read_to_end()
+    with RawClient(server.port) as raw:
+        raw.send_bytes(b"".join(build_frame(BINARY, bytes([n]) * 5000) for n in range(100)))
+        raw.socket.shutdown(socket.SHUT_WR)
+        raw.read_to_end()
+    wait_until(lambda: server.codes() == [1006], what="the program is told")
 
 
 def test_half_closed_behind_a_close_frame_ends_cleanly(fault: Callable[..., FaultyProgram]) -> None:

@@ -150,18 +150,14 @@ FRAMES: dict[str, tuple[bytes, list[str | bytes]]] = {
         ["fr\u00e4g"],
     ),
     "two and an empty one": (
-        build_frame(WsOpcode.TEXT, b"one")
-        + build_frame(WsOpcode.BINARY)
-        + build_frame(WsOpcode.TEXT, b"two"),
+        build_frame(WsOpcode.TEXT, b"one") + build_frame(WsOpcode.BINARY) + build_frame(WsOpcode.TEXT, b"two"),
         ["one", b"", "two"],
     ),
 }
 
 
 @pytest.mark.parametrize(("frames", "messages"), FRAMES.values(), ids=FRAMES)
-def test_every_split_of_handshake_and_frames(
-    serve: Serve, frames: bytes, messages: list[str | bytes]
-) -> None:
+def test_every_split_of_handshake_and_frames(serve: Serve, frames: bytes, messages: list[str | bytes]) -> None:
     """Handshake and frames in one stream, cut in two at every position."""
     port = serve(EchoServer()).port
     stream = handshake_bytes(port) + frames
@@ -253,9 +249,7 @@ def test_ten_thousand_messages_over_fifty_connections() -> None:
             server.tick()
             for client in clients:
                 client.tick()
-        tick_until(
-            lambda: all(len(client.received) == 2 * PER_CONNECTION for client in clients), server, *clients
-        )
+        tick_until(lambda: all(len(client.received) == 2 * PER_CONNECTION for client in clients), server, *clients)
         for which, client in enumerate(clients):
             expected = []
             for number in range(PER_CONNECTION):

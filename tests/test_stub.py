@@ -12,6 +12,7 @@ import pytest
 
 from pyhv import _native
 
+
 # What mypy's stubtest gets wrong. One that it does not need any more is an error.
 def test_stub_matches_the_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mypy.stubtest", "pyhv._native"]
