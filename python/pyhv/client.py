@@ -116,7 +116,8 @@ class HvWebSocketClient(_native.WebSocketClient):
 
         Sizes are in bytes, times in seconds.
 
-        :param url: `ws://host[:port]/path?query`, or `wss://` for TLS; a user and password in it are sent as basic authentication.
+        :param url: `ws://host[:port]/path?query`, or `wss://` for TLS; a user and password in it are sent
+            as basic authentication.
         :param headers: further headers of the handshake request.
         :param subprotocols: names to offer, the preferred first; `subprotocol` tells the server's choice.
         :param ca_file: for wss, PEM file with the authorities to trust instead of the system's.
@@ -210,7 +211,7 @@ class HvWebSocketClient(_native.WebSocketClient):
 
     def _is_active(self) -> bool:
         """Whether an end is still to come."""
-        return self.is_connecting or self.close_code is None and self.remote_address is not None
+        return self.is_connecting or (self.close_code is None and self.remote_address is not None)
 
     # Called by the native tick
 
@@ -228,7 +229,8 @@ class HvWebSocketClient(_native.WebSocketClient):
 
 
 def _split(url: str) -> tuple[bool, str, int, str, str, str | None]:
-    """Whether it is secure, host, port, Host header, request target and Authorization header of a WebSocket URL (RFC 6455 section 3)."""
+    """Whether a WebSocket URL is secure, and its host, port, Host header, request target and Authorization header
+    (RFC 6455 section 3)."""
     if not isinstance(url, str):
         raise TypeError(f"a URL is str, not {type(url).__name__}")
 

@@ -161,7 +161,7 @@ class HvWebServer(_native.Server):
         :param app_stall_timeout: time without a tick, after which every channel is closed with 1013.
         :param slow_policy: what happens when `max_buffered` is reached: "close" the channel with 1008, "drop_newest"
             or "drop_oldest" messages, which `channel.dropped` counts.
-        :param compression: permessage-deflate (RFC 7692) for messages of 128 bytes and more, where the client offers it:
+        :param compression: permessage-deflate (RFC 7692) for messages of 128 bytes and more, if the client offers it:
             "shared" compresses each message by itself, with one compressor for all channels; "context" keeps a context
             for each channel, which makes similar messages smaller and costs some hundred KiB a channel; None: off.
         :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
@@ -169,12 +169,13 @@ class HvWebServer(_native.Server):
         :param max_connections_per_address: the same for one client address.
         :param max_headers: a request with more header fields is answered with 431.
         :param max_upgrades_per_second: further WebSocket handshakes are answered with 503.
-        :param allowed_origins: which web pages may open a WebSocket: None (the default) those of the same host, "*" all,
-            or a list of origins such as "https://example.com". Clients that are no browsers send no origin.
+        :param allowed_origins: which web pages may open a WebSocket: None (the default) those of the same host, "*"
+            all, or a list of origins such as "https://example.com". Clients that are no browsers send no origin.
         :param subprotocols: what the server speaks, the preferred first; `channel.subprotocol` tells what was agreed.
 
         Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
-        server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs `on_init` the first time.
+        server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs
+        `on_init` the first time.
         """
         settings = {
             "max_message_size": max_message_size,
