@@ -491,9 +491,14 @@ def test_a_drain_that_raises_closes_nothing_else(caplog: pytest.LogCaptureFixtur
             channels = {channel.path: channel for channel in server.channels}
             message = bytes(50_000)
             sent = 0
+            # Still there after the I/O thread has answered others: the socket is full, and not merely the thread late.
             while channels["/slow"].buffered_amount < 4 * MIB:
-                assert channels["/slow"].send(message)
-                sent += 1
+                while channels["/slow"].buffered_amount < 8 * MIB:
+                    assert channels["/slow"].send(message)
+                    sent += 1
+                for _ in range(3):
+                    good.send_ping()
+                    assert good.read_frame().opcode == PONG
             reading = Background(lambda: [slow.read_message() == message for _ in range(sent)])
             assert all(reading.result(server))
             tick_until(lambda: server.record.count("error"), server)
