@@ -278,13 +278,6 @@ impl Endpoint {
         }
     }
 
-    /// The connection of a channel that the program has not released yet.
-    pub fn connection(&self, channel: u32) -> Option<Arc<Connection>> {
-        let channel = channel as usize;
-        let shard = self.shards[channel % self.shards.len()].lock();
-        shard.get(channel / self.shards.len()).map(|entry| Arc::clone(&entry.conn))
-    }
-
     pub(crate) fn for_each_on(&self, thread: usize, mut each: impl FnMut(u32, &Arc<Connection>)) {
         let shards = self.shards.len();
         for (key, entry) in self.shards[thread].lock().iter() {

@@ -61,10 +61,4 @@ impl Responder {
         DownQueue::push(&self.io, Command::Respond { reply, response });
         true
     }
-
-    /// Whether an answer was given.
-    #[must_use]
-    pub fn is_answered(&self) -> bool {
-        self.reply.lock().is_none()
-    }
 }
