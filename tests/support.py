@@ -391,7 +391,21 @@ class RawPeer:
             return Answer(status, headers, b"")
         if "content-length" in headers:
             return Answer(status, headers, self.read_exactly(int(headers["content-length"])))
+        if headers.get("transfer-encoding") == "chunked":
+            return Answer(status, headers, self.read_chunks())
         return Answer(status, headers, self.read_to_end())
+
+    def read_chunks(self) -> bytes:
+        """A chunked body (RFC 9112 section 7.1)."""
+        joined = b""
+        while True:
+            while b"\r\n" not in self.buffer:
+                self.buffer += self.read_exactly(len(self.buffer) + 1)
+            size, self.buffer = self.buffer.split(b"\r\n", 1)
+            joined += self.read_exactly(int(size, 16))
+            assert self.read_exactly(2) == b"\r\n"
+            if size == b"0":
+                return joined
 
     # WebSocket
 

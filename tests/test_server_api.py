@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import pyhv
-from pyhv import Headers, HttpRequest, HttpResponse, HvWebServer, QueryParams, WebSocketChannel, WsOpcode
+from pyhv import BadRequest, Headers, HttpRequest, HttpResponse, HvWebServer, QueryParams, WebSocketChannel, WsOpcode
 from support import (
     HOST,
     LIMIT,
@@ -512,8 +512,25 @@ def test_a_body_that_is_not_what_it_is_taken_for_raises_in_the_handler(server: R
                 raised.append(type(error))
 
     assert ask(server, "POST", "/x", body=b"\xff{").status == 200
-    assert raised[0] is UnicodeDecodeError
-    assert len(raised) == 2
+    assert raised == [BadRequest, BadRequest]
+
+
+def test_a_bad_body_that_the_handler_does_not_catch_is_answered_with_400_and_is_nobody_s_error(
+    server: RecordingServer,
+) -> None:
+    server.post("/json", lambda req, resp: resp.json(req.json()))
+    server.post("/text", lambda req, resp: resp.text(req.text()))
+
+    def refuse(req: HttpRequest, resp: HttpResponse) -> None:
+        raise BadRequest("no such colour: mauve")
+
+    server.post("/own", refuse)
+    for path, body, said in [("/json", b"{", b"not JSON"), ("/text", b"\xff", b"not utf-8"), ("/own", b"", b"mauve")]:
+        answer = ask(server, "POST", path, body=body)
+        assert answer.status == 400
+        assert said in answer.body
+    assert ask(server, "POST", "/json", body=b"[1]").body == b"[1]"
+    assert server.record.values("error") == []
 
 
 def test_a_chunked_body_arrives_whole(server: RecordingServer) -> None:

@@ -11,9 +11,10 @@ import os as _os
 from importlib.metadata import version as _version
 
 from pyhv import _native
-from pyhv._native import HttpRequest, WebSocketChannel, io_threads, set_io_threads
+from pyhv._native import HttpRequest, HttpResponse, StreamWriter, WebSocketChannel, io_threads, set_io_threads
 from pyhv.client import HvWebSocketClient
 from pyhv.errors import (
+    BadRequest,
     ConnectError,
     ConnectionRefused,
     ConnectTimeout,
@@ -22,11 +23,12 @@ from pyhv.errors import (
     PyHVError,
     TlsError,
 )
-from pyhv.http import Headers, HttpResponse, QueryParams, WsUpgrade
+from pyhv.http import Headers, QueryParams, WsUpgrade
 from pyhv.opcode import WsOpcode
-from pyhv.server import Handler, HvWebServer
+from pyhv.server import Handler, HvWebServer, StreamHandler
 
 __all__ = [
+    "BadRequest",
     "ConnectError",
     "ConnectTimeout",
     "ConnectionRefused",
@@ -40,6 +42,8 @@ __all__ = [
     "NameResolutionError",
     "PyHVError",
     "QueryParams",
+    "StreamHandler",
+    "StreamWriter",
     "TlsError",
     "WebSocketChannel",
     "WsOpcode",

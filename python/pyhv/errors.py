@@ -3,6 +3,7 @@
 ::
 
     PyHVError
+    ├── BadRequest                what a client sent will not do (also a ValueError); uncaught it is answered by 400
     └── ConnectError              a client got no connection; `HvWebSocketClient.on_error` gets one of these
         ├── NameResolutionError   the host name has no address
         ├── ConnectionRefused     nobody listens there (also a ConnectionRefusedError)
@@ -17,6 +18,7 @@ What a peer does wrong never raises: it ends that peer's channel, and the close 
 from __future__ import annotations
 
 __all__ = [
+    "BadRequest",
     "ConnectError",
     "ConnectTimeout",
     "ConnectionRefused",
@@ -29,6 +31,13 @@ __all__ = [
 
 class PyHVError(Exception):
     """Base of every exception that pyHV declares."""
+
+
+class BadRequest(PyHVError, ValueError):  # noqa: N818 - named like its status
+    """What a client sent will not do: `request.json()` and its like raise it, and handlers may.
+
+    A handler that lets it go answers with 400 and the exception's text; nothing is logged.
+    """
 
 
 class ConnectError(PyHVError):

@@ -1,4 +1,4 @@
-"""What HTTP handlers and WebSocket handshakes are made of: headers, query parameters, the response."""
+"""What HTTP handlers and WebSocket handshakes are made of: headers, query parameters, the decision on a handshake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 if TYPE_CHECKING:
     from pyhv._native import HttpRequest
 
-__all__ = ["Headers", "HttpResponse", "QueryParams", "WsUpgrade"]
+__all__ = ["Headers", "QueryParams", "WsUpgrade"]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 #: Headers that the WebSocket handshake itself sets.
@@ -27,6 +27,27 @@ _HANDSHAKE = {
     "upgrade",
 }
 _VALUE = re.compile(r"[\t -~\x80-\xff]*")  # RFC 9110 section 5.5: no control characters
+
+
+try:
+    import msgspec as _msgspec
+except ImportError:
+    _msgspec = None  # type: ignore[assignment, unused-ignore]
+
+
+def _json_bytes(value: Any) -> bytes:
+    """JSON of `value`: what msgspec does not take, the standard library is asked for."""
+    if _msgspec is not None:
+        try:
+            return bytes(_msgspec.json.encode(value))
+        except TypeError:
+            pass
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _json_value(data: bytes) -> Any:
+    """The value of JSON in UTF-8. Raises ValueError."""
+    return json.loads(data) if _msgspec is None else _msgspec.json.decode(data)
 
 
 def _check_header(name: str, value: str) -> None:
@@ -112,105 +133,6 @@ class QueryParams(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return f"QueryParams({self._pairs!r})"
-
-
-class HttpResponse:
-    """The answer that a handler fills in; 200 with an empty body until it does.
-
-    The helpers (`text`, `json`, …) set body, content type and status, and return the status, so that a handler can
-    end with `return resp.text("pong")`. Used on the thread that ticks, inside the handler; nothing blocks.
-    """
-
-    __slots__ = ("_body", "_headers", "_status")
-
-    def __init__(self) -> None:
-        self._status = HTTPStatus.OK
-        self._headers: list[tuple[str, str]] = []
-        self._body = b""
-
-    @property
-    def status(self) -> HTTPStatus:
-        """The status to be sent. Setting an unknown code raises ValueError."""
-        return self._status
-
-    @status.setter
-    def status(self, status: int) -> None:
-        if status < 200:
-            raise ValueError(f"status={status}: an answer's status is 200 or above")
-        self._status = HTTPStatus(status)
-
-    @property
-    def body(self) -> bytes:
-        """The body to be sent."""
-        return self._body
-
-    def text(self, text: str, status: int = HTTPStatus.OK) -> HTTPStatus:
-        """Answers with plain text, as UTF-8."""
-        return self.data(text.encode(), "text/plain; charset=utf-8", status)
-
-    def html(self, text: str, status: int = HTTPStatus.OK) -> HTTPStatus:
-        """Answers with HTML, as UTF-8."""
-        return self.data(text.encode(), "text/html; charset=utf-8", status)
-
-    def json(self, value: Any, status: int = HTTPStatus.OK) -> HTTPStatus:
-        """Answers with `value` as JSON. Raises TypeError for what `json.dumps` cannot encode."""
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-        return self.data(text.encode(), "application/json", status)
-
-    def data(
-        self, data: bytes, content_type: str = "application/octet-stream", status: int = HTTPStatus.OK
-    ) -> HTTPStatus:
-        """Answers with bytes."""
-        self._body = bytes(data)
-        self.set_content_type(content_type)
-        self.status = status
-        return self._status
-
-    def redirect(self, url: str, status: int = HTTPStatus.FOUND) -> HTTPStatus:
-        """Sends the client to `url`. Raises ValueError for a status that is no redirection (3xx)."""
-        if not 300 <= status <= 399:
-            raise ValueError(f"redirect status={status} is not between 300 and 399")
-        self.set_header("Location", url)
-        self._body = b""
-        self.status = status
-        return self._status
-
-    def set_header(self, name: str, value: str) -> None:
-        """Sets a header, replacing fields of the same name.
-
-        Raises ValueError for a name that is no token or a value with CR, LF or other control characters.
-        """
-        _check_header(name, value)
-        wanted = name.lower()
-        self._headers = [pair for pair in self._headers if pair[0].lower() != wanted]
-        self._headers.append((name, value))
-
-    def add_header(self, name: str, value: str) -> None:
-        """Adds a header beside others of the same name. Raises ValueError as `set_header` does."""
-        _check_header(name, value)
-        self._headers.append((name, value))
-
-    def set_content_type(self, content_type: str) -> None:
-        """Sets the Content-Type header."""
-        self.set_header("Content-Type", content_type)
-
-    def _finish(self, result: object) -> None:
-        """Takes what the handler returned: a status, or a body to answer with."""
-        if result is None:
-            return
-        if isinstance(result, str):
-            self.text(result, self._status)
-        elif isinstance(result, (bytes, bytearray, memoryview)):
-            self.data(bytes(result), status=self._status)
-        elif isinstance(result, (dict, list)):
-            self.json(result, self._status)
-        elif isinstance(result, int) and not isinstance(result, bool):
-            self.status = result
-        else:
-            raise TypeError(
-                "a handler returns a status, str, bytes, dict, list or None, "
-                f"not {type(result).__name__} ({result!r:.80})"
-            )
 
 
 class WsUpgrade:

@@ -12,15 +12,19 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar, overload
 
 from pyhv import _native
-from pyhv._native import HttpRequest, WebSocketChannel
-from pyhv.http import HttpResponse, WsUpgrade
+from pyhv._native import HttpRequest, HttpResponse, StreamWriter, WebSocketChannel
+from pyhv.http import WsUpgrade
 
-__all__ = ["Handler", "HvWebServer"]
+__all__ = ["Handler", "HvWebServer", "StreamHandler"]
 
 #: An HTTP handler: fills in the response and returns its status, or returns a body (str, bytes, dict or list).
 Handler = Callable[[HttpRequest, HttpResponse], Any]
 
+#: A handler of a stream: writes what is there, keeps the writer for later, returns None or a status that refuses.
+StreamHandler = Callable[[HttpRequest, StreamWriter], Any]
+
 _H = TypeVar("_H", bound=Handler)
+_W = TypeVar("_W", bound=StreamHandler)
 _S = TypeVar("_S", bound="HvWebServer")
 
 _log = logging.getLogger("pyhv.server")
@@ -51,12 +55,10 @@ class HvWebServer(_native.Server):
     A subclass may have an `__init__` of its own and need not call this one.
     """
 
-    _handlers: list[Handler]
     _initialized: bool
 
     def __new__(cls: type[_S], *args: Any, **kwargs: Any) -> _S:
         self = super().__new__(cls, *args, **kwargs)
-        self._handlers = []
         self._initialized = False
         return self
 
@@ -89,6 +91,9 @@ class HvWebServer(_native.Server):
     def on_ws_drain(self, channel: WebSocketChannel) -> None:
         """Everything that was sent on `channel` has left, after its socket had been full: time to send more."""
 
+    def on_stream_close(self, writer: StreamWriter) -> None:
+        """The streamed response has ended: by `writer.close()`, because its client left, or was broken off."""
+
     def on_error(self, exc: Exception) -> None:
         """A callback raised `exc`, which has been logged with its traceback.
 
@@ -116,6 +121,8 @@ class HvWebServer(_native.Server):
         max_body_size: int = 16 << 20,
         header_timeout: float = 30.0,
         body_timeout: float = 30.0,
+        handler_timeout: float = 30.0,
+        send_timeout: float = 60.0,
         close_timeout: float = 5.0,
         handshake_timeout: float = 10.0,
         upgrade_timeout: float = 10.0,
@@ -151,7 +158,10 @@ class HvWebServer(_native.Server):
         :param max_header_size: a larger request head is answered with 431; at least 8192.
         :param max_body_size: a larger request body is answered with 413.
         :param header_timeout: time for a request head to arrive, and between two requests of a connection.
-        :param body_timeout: time for a request body to arrive; then 408.
+        :param body_timeout: time for a request body to arrive, and one second more for every 500 bytes that have; then
+            408.
+        :param handler_timeout: time for the program to answer a request, from its last byte on; then 503.
+        :param send_timeout: time for which a client may take nothing of an answer before it is dropped.
         :param close_timeout: time for the closing handshake of a WebSocket.
         :param handshake_timeout: time for TLS, and for the first byte, after connecting.
         :param upgrade_timeout: time for `on_ws_upgrade` to run; then 503.
@@ -188,6 +198,8 @@ class HvWebServer(_native.Server):
             "max_body_size": max_body_size,
             "header_timeout": header_timeout,
             "body_timeout": body_timeout,
+            "handler_timeout": handler_timeout,
+            "send_timeout": send_timeout,
             "close_timeout": close_timeout,
             "handshake_timeout": handshake_timeout,
             "upgrade_timeout": upgrade_timeout,
@@ -272,12 +284,7 @@ class HvWebServer(_native.Server):
         """
         if not callable(handler):
             raise TypeError(f"the handler of {method} {path} is not callable: {handler!r}")
-        self._handlers.append(handler)
-        try:
-            self._add_route(method, path, len(self._handlers) - 1)
-        except BaseException:
-            self._handlers.pop()
-            raise
+        self._add_route(method, path, handler)
 
     @overload
     def get(self, path: str, handler: _H) -> _H: ...
@@ -343,6 +350,48 @@ class HvWebServer(_native.Server):
         """Adds a handler for every method that has none of its own; without `handler` a decorator. See `route`."""
         return self._routed(None, path, handler)
 
+    @overload
+    def sse(self, path: str, handler: _W, *, keep_alive: float | None = 15.0) -> _W: ...
+    @overload
+    def sse(self, path: str, *, keep_alive: float | None = 15.0) -> Callable[[_W], _W]: ...
+    def sse(self, path: str, handler: _W | None = None, *, keep_alive: float | None = 15.0) -> _W | Callable[[_W], _W]:
+        """Adds a route of server-sent events (WHATWG HTML section 9.2); without `handler` a decorator.
+
+        `handler(request, writer)` runs in `tick()`, whatever the method. It may write events, keep the writer for
+        later, and return: the stream stays open until `writer.close()`, until its client leaves (`on_stream_close`), or
+        `stop()`. A status of 300 or above that it returns refuses the request instead.
+
+        :param path: as for `route`.
+        :param keep_alive: seconds without an event after which the native side sends a comment, so that proxies keep
+            the connection and a client that is gone is noticed; None for none.
+        """
+        return self._streamed("sse", path, handler, keep_alive)
+
+    @overload
+    def stream(self, path: str, handler: _W) -> _W: ...
+    @overload
+    def stream(self, path: str) -> Callable[[_W], _W]: ...
+    def stream(self, path: str, handler: _W | None = None) -> _W | Callable[[_W], _W]:
+        """Adds a route whose content is written piece by piece; without `handler` a decorator.
+
+        As `sse`, with `writer.write(chunk)` for any content: `writer.set_content_type(...)` inside the handler.
+        """
+        return self._streamed("stream", path, handler, None)
+
+    def _streamed(
+        self, answer: str, path: str, handler: _W | None, keep_alive: float | None
+    ) -> _W | Callable[[_W], _W]:
+        if keep_alive is not None and not keep_alive > 0:
+            raise ValueError(f"keep_alive={keep_alive} is not a number of seconds above 0: None is never")
+
+        def decorate(handler: _W) -> _W:
+            if not callable(handler):
+                raise TypeError(f"the handler of {path} is not callable: {handler!r}")
+            self._add_route(None, path, handler, answer, keep_alive)
+            return handler
+
+        return decorate if handler is None else decorate(handler)
+
     def _routed(self, method: str | None, path: str, handler: _H | None) -> _H | Callable[[_H], _H]:
         if handler is not None:
             self.route(method, path, handler)
@@ -363,11 +412,6 @@ class HvWebServer(_native.Server):
     def _on_upgrade(self, request: HttpRequest) -> None:
         upgrade = WsUpgrade(request)
         upgrade._finish(self.on_ws_upgrade(upgrade))
-
-    def _on_request(self, number: int, request: HttpRequest) -> None:
-        response = HttpResponse()
-        response._finish(self._handlers[number](request, response))
-        request._respond(response._status, response._headers, response._body)
 
     def _callback_failed(self, callback: str, exc: Exception) -> None:
         _log.error("%s of %s raised", callback, type(self).__name__, exc_info=exc)

@@ -14,6 +14,7 @@ use crate::inbox::Event;
 use crate::outbuf::OutBuf;
 use crate::request::HttpResponse;
 use crate::runtime::IoThread;
+use crate::stream::Stream;
 use crate::wire;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -66,6 +67,8 @@ pub(crate) enum Command {
     AbortAll { endpoint: Arc<Endpoint> },
     /// Readers that were paused may go on.
     Resume(Vec<Arc<Connection>>),
+    /// A stream has something to send.
+    Stream(Arc<Stream>),
     /// The answer to an HTTP request.
     Respond { reply: oneshot::Sender<HttpResponse>, response: HttpResponse },
 }
@@ -296,6 +299,7 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], touched: &mut Vec<A
                 conn.resume();
             }
         }
+        Command::Stream(stream) => stream.wake_now(),
         Command::Respond { reply, response } => {
             // The client may have gone in the meantime: then nobody waits for it.
             let _ = reply.send(response);

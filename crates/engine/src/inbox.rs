@@ -67,6 +67,11 @@ pub enum Event {
     Upgrade(Box<HttpRequest>),
     /// An HTTP request for a handler of the program.
     Request(Box<HttpRequest>),
+    /// A streamed response has ended, or its client has left.
+    StreamEnd {
+        /// Its number.
+        stream: u64,
+    },
     /// The client got no connection.
     ConnectFailed(Box<crate::client::ConnectError>),
     /// A warning for the log.
@@ -114,7 +119,11 @@ impl Batch {
                 Event::Open(conn) => CONNECTION_COST + conn.handshake.headers.len() + conn.handshake.url.len(),
                 Event::Request(request) | Event::Upgrade(request) => CONNECTION_COST + request.body.len(),
                 Event::Log(text) | Event::Fault(text) => text.len(),
-                Event::Close { .. } | Event::Drain { .. } | Event::ConnectFailed(_) | Event::Taken => 0,
+                Event::Close { .. }
+                | Event::Drain { .. }
+                | Event::StreamEnd { .. }
+                | Event::ConnectFailed(_)
+                | Event::Taken => 0,
             };
         self.events.push(event);
     }

@@ -10,10 +10,11 @@
 //! * [`runtime`]: the process-wide I/O threads; [`down`]: the queue going down and the pump that empties it;
 //! * [`inbox`]: the queue going up; [`wake`]: the descriptor that is readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
-//! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`client`]: connecting;
+//! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`body`], [`stream`]: what is answered; [`client`]: connecting;
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`settings`]: every limit and timeout with its default.
 
+pub mod body;
 pub mod client;
 pub mod connection;
 pub mod down;
@@ -25,6 +26,7 @@ pub mod router;
 pub mod runtime;
 pub mod server;
 pub mod settings;
+pub mod stream;
 mod task;
 pub mod tls;
 mod transport;

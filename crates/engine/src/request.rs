@@ -1,9 +1,10 @@
 //! An HTTP request on its way to a handler, and the answer on its way back.
 
+use crate::body::Body;
 use crate::down::{Command, DownQueue};
 use crate::runtime::IoThread;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub struct HttpRequest {
     /// The path parameters, percent-decoded, in the order of the pattern.
     pub params: Vec<(Arc<str>, String)>,
     /// Where the answer goes.
-    pub responder: Responder,
+    pub responder: Arc<Responder>,
 }
 
 /// The answer to one request.
@@ -36,9 +37,9 @@ pub struct HttpResponse {
     /// The status.
     pub status: StatusCode,
     /// The headers, in order.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: HeaderMap,
     /// The body.
-    pub body: Bytes,
+    pub body: Body,
 }
 
 /// Takes the answer, once, from any thread. Dropped without one, the I/O thread answers 500.
@@ -50,9 +51,21 @@ pub struct Responder {
 }
 
 impl Responder {
-    pub(crate) fn new(io: &Arc<IoThread>) -> (Self, oneshot::Receiver<HttpResponse>) {
+    pub(crate) fn new(io: &Arc<IoThread>) -> (Arc<Self>, oneshot::Receiver<HttpResponse>) {
         let (tx, rx) = oneshot::channel();
-        (Self { io: Arc::clone(io), reply: Mutex::new(Some(tx)) }, rx)
+        (Arc::new(Self { io: Arc::clone(io), reply: Mutex::new(Some(tx)) }), rx)
+    }
+
+    /// The I/O thread that waits for it.
+    #[must_use]
+    pub fn io(&self) -> &Arc<IoThread> {
+        &self.io
+    }
+
+    /// Whether nobody waits for an answer any more: the client has got one without the program, or has left.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.reply.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
     /// Sends the answer; false when there was one already.

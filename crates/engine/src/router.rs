@@ -1,4 +1,4 @@
-//! From method and path to the number of a route. Lookups run on the I/O threads, so that a path that nobody handles
+//! From method and path to a route's target. Lookups run on the I/O threads, so that a path that nobody handles
 //! is answered without the program.
 //!
 //! A pattern is a path whose segments are literal, `:name` (one segment), or, at the end, `*name` (the rest, at least
@@ -12,27 +12,33 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The routes of a server. Cloned to be extended while it is in use.
-#[derive(Clone, Debug, Default)]
-pub struct Router {
+#[derive(Clone, Debug)]
+pub struct Router<T> {
     tree: matchit::Router<usize>,
-    paths: Vec<PathEntry>,
+    paths: Vec<PathEntry<T>>,
+}
+
+impl<T> Default for Router<T> {
+    fn default() -> Self {
+        Self { tree: matchit::Router::new(), paths: Vec::new() }
+    }
 }
 
 /// Names of a pattern's parameters, in order.
 type Names = Arc<[Arc<str>]>;
 
 #[derive(Clone, Debug)]
-struct PathEntry {
+struct PathEntry<T> {
     /// The key under which `tree` knows it.
     key: String,
-    methods: Vec<MethodEntry>,
+    methods: Vec<MethodEntry<T>>,
 }
 
 #[derive(Clone, Debug)]
-struct MethodEntry {
+struct MethodEntry<T> {
     /// `None`: any method.
     method: Option<Method>,
-    route: usize,
+    target: T,
     /// Names of the parameters: two methods of one path may call them differently.
     names: Names,
 }
@@ -64,11 +70,11 @@ impl std::error::Error for RouteError {}
 
 /// What a lookup found.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Found {
-    /// A handler.
+pub enum Found<T> {
+    /// A route.
     Route {
-        /// Its number.
-        route: usize,
+        /// What it was added with.
+        target: T,
         /// The path parameters, decoded.
         params: Vec<(Arc<str>, String)>,
     },
@@ -141,12 +147,12 @@ fn parse(pattern: &str) -> Result<(String, Names), RouteError> {
     Ok((key, names.into()))
 }
 
-impl Router {
+impl<T: Clone> Router<T> {
     /// Adds a route. `method`: `None` is any.
     ///
     /// # Errors
     /// A malformed pattern, the same method and path again, or a path that cannot be told from another.
-    pub fn add(&mut self, method: Option<&str>, pattern: &str, route: usize) -> Result<(), RouteError> {
+    pub fn add(&mut self, method: Option<&str>, pattern: &str, target: T) -> Result<(), RouteError> {
         let method = match method {
             None => None,
             Some(name) => Some(
@@ -170,13 +176,13 @@ impl Router {
             let name = method.as_ref().map_or("any method", Method::as_str);
             return Err(RouteError::Duplicate(format!("{name} {pattern} has a handler already")));
         }
-        methods.push(MethodEntry { method, route, names });
+        methods.push(MethodEntry { method, target, names });
         Ok(())
     }
 
     /// Looks up a request. `path`: the raw path, still encoded.
     #[must_use]
-    pub fn find(&self, method: &Method, path: &str) -> Found {
+    pub fn find(&self, method: &Method, path: &str) -> Found<T> {
         let Some(path) = canonical_path(path) else { return Found::NotFound };
         let Ok(found) = self.tree.at(&path) else { return Found::NotFound };
         let methods = &self.paths[*found.value].methods;
@@ -187,11 +193,11 @@ impl Router {
             return Found::MethodNotAllowed(allow(methods));
         };
         let values = found.params.iter().map(|(_, value)| decode_canonical(value));
-        Found::Route { route: entry.route, params: entry.names.iter().cloned().zip(values).collect() }
+        Found::Route { target: entry.target.clone(), params: entry.names.iter().cloned().zip(values).collect() }
     }
 }
 
-fn allow(methods: &[MethodEntry]) -> String {
+fn allow<T>(methods: &[MethodEntry<T>]) -> String {
     let mut names: Vec<&str> = methods.iter().filter_map(|m| m.method.as_ref()).map(Method::as_str).collect();
     if names.contains(&"GET") && !names.contains(&"HEAD") {
         names.push("HEAD");
@@ -207,7 +213,7 @@ fn allow(methods: &[MethodEntry]) -> String {
 mod tests {
     use super::*;
 
-    fn router(routes: &[(&str, &str)]) -> Router {
+    fn router(routes: &[(&str, &str)]) -> Router<usize> {
         let mut router = Router::default();
         for (i, (method, pattern)) in routes.iter().enumerate() {
             router.add((*method != "*").then_some(*method), pattern, i).unwrap();
@@ -215,9 +221,9 @@ mod tests {
         router
     }
 
-    fn find(router: &Router, method: &str, path: &str) -> Option<(usize, Vec<String>)> {
+    fn find(router: &Router<usize>, method: &str, path: &str) -> Option<(usize, Vec<String>)> {
         match router.find(&Method::from_bytes(method.as_bytes()).unwrap(), path) {
-            Found::Route { route, params } => Some((route, params.into_iter().map(|(_, v)| v).collect())),
+            Found::Route { target, params } => Some((target, params.into_iter().map(|(_, v)| v).collect())),
             _ => None,
         }
     }
@@ -249,7 +255,7 @@ mod tests {
     fn methods_of_one_path() {
         let r = router(&[("GET", "/x/:a"), ("POST", "/x/:b"), ("*", "/any")]);
         assert_eq!(find(&r, "HEAD", "/x/1"), Some((0, vec!["1".into()])));
-        assert_eq!(r.find(&Method::POST, "/x/1"), Found::Route { route: 1, params: vec![("b".into(), "1".into())] });
+        assert_eq!(r.find(&Method::POST, "/x/1"), Found::Route { target: 1, params: vec![("b".into(), "1".into())] });
         assert_eq!(r.find(&Method::PUT, "/x/1"), Found::MethodNotAllowed("GET, HEAD, OPTIONS, POST".into()));
         assert_eq!(find(&r, "PROPFIND", "/any"), Some((2, vec![])));
         assert_eq!(r.find(&Method::GET, "/y"), Found::NotFound);

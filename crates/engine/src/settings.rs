@@ -51,8 +51,13 @@ pub struct Settings {
     pub max_body_size: usize,
     /// How long a connection may take to send a whole request head, and stay idle between two requests.
     pub header_timeout: Duration,
-    /// How long a request body may take to arrive.
+    /// How long a request body may take to arrive, and one second more for every 500 bytes of it that have arrived: as
+    /// Apache's mod_reqtimeout has it, so that a large upload over a slow line ends and a trickle does too.
     pub body_timeout: Duration,
+    /// How long the program may take to answer a request; then 503. 30 s as in Heroku's router; nginx has 60 s.
+    pub handler_timeout: Duration,
+    /// How long a client may take nothing of an answer before its connection is dropped. 60 s as in nginx.
+    pub send_timeout: Duration,
     /// How long a closing handshake may take before the connection is dropped. RFC 6455 section 7.1.1 leaves the
     /// time to the implementation; websockets has 10 s, Chromium 2 s.
     pub close_timeout: Duration,
@@ -106,6 +111,8 @@ impl Default for Settings {
             max_body_size: 16 << 20,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
+            handler_timeout: Duration::from_secs(30),
+            send_timeout: Duration::from_secs(60),
             close_timeout: Duration::from_secs(5),
             open_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),

@@ -8,7 +8,7 @@ use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::request::HttpResponse;
 use pyhv_engine::router::Router;
-use pyhv_engine::server::{Listen, Server};
+use pyhv_engine::server::{Listen, Server, Target};
 use pyhv_engine::settings::Settings;
 use pyhv_engine::wire::{self, Decoder, MessageKind, Opcode, Role};
 use std::collections::HashMap;
@@ -42,7 +42,7 @@ struct Program {
 impl Program {
     fn start(settings: Settings) -> Self {
         let mut router = Router::default();
-        router.add(Some("GET"), "/hello/:name", 7).unwrap();
+        router.add(Some("GET"), "/hello/:name", Target::Program(7)).unwrap();
         let endpoint = Endpoint::new(settings, None).unwrap();
         let server = Server::start(endpoint, router, Listen { host: "127.0.0.1".into(), port: 0, tls: None }).unwrap();
         Self { server, conns: HashMap::new(), requests: Vec::new(), seen: Vec::new(), largest: 0, echo: false }
@@ -441,7 +441,8 @@ fn http_beside_websocket() {
     program.tick_until("request", |p| p.requests.len() == 1);
     let request = program.requests.pop().unwrap();
     assert_eq!((request.route, &*request.params[0].1, &*request.url), (7, "a/b", "/hello/a%2Fb?q"));
-    let response = HttpResponse { status: http::StatusCode::CREATED, headers: vec![], body: "done".into() };
+    let response =
+        HttpResponse { status: http::StatusCode::CREATED, headers: http::HeaderMap::new(), body: "done".into() };
     assert!(request.responder.respond(response));
     let answered = answered.join().unwrap();
     assert!(answered.starts_with("HTTP/1.1 201 ") && answered.ends_with("\r\n\r\ndone"), "{answered}");

@@ -1,5 +1,6 @@
 //! Messages, timeouts and settings from and to Python.
 
+use bytes::Bytes;
 use pyhv_engine::settings::{Origins, Settings, SlowPolicy};
 use pyhv_engine::tls::{TlsError, Trust};
 use pyhv_engine::wire::deflate::DeflateConfig;
@@ -43,6 +44,15 @@ pub(crate) fn with_payload<R>(
             Err(PyTypeError::new_err(format!("a message is str or bytes-like, not {name}")))
         }
     }
+}
+
+/// A copy of anything bytes-like.
+pub(crate) fn bytes_like(data: &Bound<'_, PyAny>) -> PyResult<Bytes> {
+    if data.is_instance_of::<PyString>() {
+        return Err(PyTypeError::new_err("bytes-like data was expected, not str"));
+    }
+    with_payload(data, |_, bytes| Ok(Bytes::copy_from_slice(bytes)))
+        .map_err(|_| PyTypeError::new_err(format!("bytes-like data was expected, not {}", data.get_type())))
 }
 
 /// The opcode argument of `send`.
@@ -154,6 +164,8 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             "max_body_size" => settings.max_body_size = size(&name, &value, 0)?,
             "header_timeout" => settings.header_timeout = time(&name, &value)?,
             "body_timeout" => settings.body_timeout = time(&name, &value)?,
+            "handler_timeout" => settings.handler_timeout = time(&name, &value)?,
+            "send_timeout" => settings.send_timeout = time(&name, &value)?,
             "close_timeout" => settings.close_timeout = time(&name, &value)?,
             "open_timeout" => settings.open_timeout = time(&name, &value)?,
             "handshake_timeout" => settings.handshake_timeout = time(&name, &value)?,

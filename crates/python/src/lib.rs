@@ -4,7 +4,8 @@
 //! Python made. Locks of this crate are held for a few instructions, never while Python code runs.
 //!
 //! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
-//!   the base of `HvWebSocketClient`; [`request`]: `HttpRequest`;
+//!   the base of `HvWebSocketClient`; [`request`], [`response`]: `HttpRequest`, `HttpResponse`; [`writer`]:
+//!   `StreamWriter`;
 //! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
 //! * [`convert`]: messages, timeouts and settings from and to Python.
 
@@ -12,8 +13,10 @@ mod channel;
 mod client;
 mod convert;
 mod request;
+mod response;
 mod server;
 mod ticker;
+mod writer;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -73,7 +76,11 @@ mod _native {
     #[pymodule_export]
     use super::request::HttpRequest;
     #[pymodule_export]
+    use super::response::HttpResponse;
+    #[pymodule_export]
     use super::server::Server;
+    #[pymodule_export]
+    use super::writer::StreamWriter;
     #[pymodule_export]
     use super::{_after_fork_in_child, _before_exit, io_threads, make_dev_certificates, set_io_threads};
 }

@@ -2,9 +2,11 @@
 
 use crate::channel::{address_object, path_object, query_object};
 use crate::convert;
+use crate::response::{internal_error, plain};
 use bytes::Bytes;
+use http::HeaderMap;
 use pyhv_engine::request::{self as engine, HttpResponse};
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyUnicodeDecodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
@@ -30,10 +32,6 @@ impl HttpRequest {
             params: PyOnceLock::new(),
             body: PyOnceLock::new(),
         }
-    }
-
-    pub(crate) fn route(&self) -> usize {
-        self.inner.route
     }
 }
 
@@ -79,11 +77,7 @@ impl HttpRequest {
     /// The headers, as `Headers`.
     #[getter]
     fn headers(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let headers = self.headers.get_or_try_init(py, || {
-            let pairs = self.inner.headers.iter().map(|(k, v)| (k.as_str(), convert::latin1(v.as_bytes())));
-            let pairs = PyList::new(py, pairs.collect::<Vec<_>>())?;
-            PyResult::Ok(py.import("pyhv.http")?.getattr("Headers")?.call1((pairs,))?.unbind())
-        })?;
+        let headers = self.headers.get_or_try_init(py, || headers_of(py, &self.inner.headers))?;
         Ok(headers.clone_ref(py))
     }
 
@@ -99,25 +93,44 @@ impl HttpRequest {
         address_object(py, self.inner.remote)
     }
 
-    /// The body as text. Undecodable bytes raise UnicodeDecodeError.
+    /// The body as text.
     ///
-    /// encoding: UTF-8 unless told otherwise.
+    /// encoding: UTF-8 unless told otherwise. Raises BadRequest (a ValueError) for bytes that are none: a handler that
+    /// lets it go answers with 400. LookupError for an unknown encoding.
     #[pyo3(signature = (encoding="utf-8"))]
     fn text<'py>(&self, py: Python<'py>, encoding: &str) -> PyResult<Bound<'py, PyAny>> {
-        self.body(py).bind(py).call_method1("decode", (encoding,))
+        self.body(py).bind(py).call_method1("decode", (encoding,)).map_err(|error| {
+            if !error.is_instance_of::<PyUnicodeDecodeError>(py) {
+                return error;
+            }
+            bad_request(py, &format!("the body is not {encoding}"), Some(error))
+        })
     }
 
-    /// The body as JSON. Raises ValueError when it is not.
+    /// The body as JSON, decoded by msgspec where it is installed, else by the standard library.
+    ///
+    /// Raises BadRequest (a ValueError) when it is not JSON: a handler that lets it go answers with 400.
     fn json<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        py.import("json")?.getattr("loads")?.call1((self.body(py),))
+        let decode = py.import("pyhv.http")?.getattr("_json_value")?;
+        decode.call1((self.body(py),)).map_err(|error| {
+            if !error.is_instance_of::<PyValueError>(py) {
+                return error;
+            }
+            bad_request(py, "the body is not JSON", Some(error))
+        })
     }
 
     /// Sends the answer: for `HttpResponse`, not for programs.
     fn _respond(&self, status: u16, headers: Vec<(String, String)>, body: &Bound<'_, PyBytes>) -> PyResult<()> {
         let status = http::StatusCode::from_u16(status)
             .map_err(|_| PyValueError::new_err(format!("status={status} is not between 100 and 999")))?;
-        let headers = headers.into_iter().map(|(name, value)| header(&name, &value)).collect::<PyResult<Vec<_>>>()?;
-        let response = HttpResponse { status, headers, body: Bytes::copy_from_slice(body.as_bytes()) };
+        let mut fields = HeaderMap::new();
+        for (name, value) in headers {
+            let (name, value) = header(&name, &value)?;
+            fields.append(name, value);
+        }
+        let body = Bytes::copy_from_slice(body.as_bytes()).into();
+        let response = HttpResponse { status, headers: fields, body };
         if !self.inner.responder.respond(response) {
             return Err(PyRuntimeError::new_err("the request was answered already"));
         }
@@ -140,14 +153,40 @@ pub(crate) fn header(name: &str, value: &str) -> PyResult<(http::HeaderName, htt
     Ok((parsed, value))
 }
 
+/// `pyhv.http.Headers` of a header map.
+pub(crate) fn headers_of(py: Python<'_>, headers: &HeaderMap) -> PyResult<Py<PyAny>> {
+    let pairs = headers.iter().map(|(k, v)| (k.as_str(), convert::latin1(v.as_bytes())));
+    let pairs = PyList::new(py, pairs.collect::<Vec<_>>())?;
+    Ok(py.import("pyhv.http")?.getattr("Headers")?.call1((pairs,))?.unbind())
+}
+
+/// A `BadRequest`, which a tick answers with 400 and this text.
+pub(crate) fn bad_request(py: Python<'_>, text: &str, cause: Option<PyErr>) -> PyErr {
+    let make = || PyResult::Ok(PyErr::from_value(py.import("pyhv.errors")?.getattr("BadRequest")?.call1((text,))?));
+    let error = make().unwrap_or_else(|failed| failed);
+    error.set_cause(py, cause);
+    error
+}
+
 impl HttpRequest {
-    /// Answers 500, unless an answer was given, with nothing of the exception in it.
+    /// A header, if there is one of the name.
+    pub(crate) fn header(&self, name: &str) -> Option<&http::HeaderValue> {
+        self.inner.headers.get(name)
+    }
+
+    /// The handler raised: answers 500, with nothing of the exception in it, unless an answer was given.
     pub(crate) fn fail(&self) {
-        let body = Bytes::from_static(b"500 Internal Server Error\n");
-        let content_type = http::HeaderValue::from_static("text/plain; charset=utf-8");
-        let headers = vec![(http::header::CONTENT_TYPE, content_type)];
-        let status = http::StatusCode::INTERNAL_SERVER_ERROR;
-        self.inner.responder.respond(HttpResponse { status, headers, body });
+        self.inner.responder.respond(internal_error());
+    }
+
+    /// The handler raised a `BadRequest`: answers 400 with its text; false when it is another error.
+    pub(crate) fn refuse(&self, py: Python<'_>, error: &PyErr) -> PyResult<bool> {
+        if !error.is_instance(py, &py.import("pyhv.errors")?.getattr("BadRequest")?) {
+            return Ok(false);
+        }
+        let text = format!("400 Bad Request: {}\n", error.value(py).str()?.to_string_lossy());
+        self.inner.responder.respond(plain(http::StatusCode::BAD_REQUEST, text));
+        Ok(true)
     }
 
     pub(crate) fn describe(&self) -> String {

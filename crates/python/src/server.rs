@@ -3,13 +3,15 @@
 use crate::channel::WebSocketChannel;
 use crate::convert;
 use crate::request::HttpRequest;
+use crate::response::HttpResponse;
 use crate::ticker::{self, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault};
+use crate::writer::StreamWriter;
 use parking_lot::{Condvar, Mutex};
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::Event;
-use pyhv_engine::router::Router;
-use pyhv_engine::server as engine;
+use pyhv_engine::request::HttpRequest as RawRequest;
+use pyhv_engine::server::{self as engine, Routes, Target};
 use pyhv_engine::tls::server_config;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::{MessageKind, Opcode};
@@ -18,6 +20,7 @@ use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +32,22 @@ const GOING_AWAY: u16 = 1001;
 /// How long an abort may take on the I/O thread before `stop` returns without it.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
+/// How a handler answers.
+#[derive(Clone, Copy)]
+enum Answer {
+    /// With a response.
+    Whole,
+    /// With a stream of events, and a comment when it is quiet for so long.
+    Events(Option<Duration>),
+    /// With a stream.
+    Stream,
+}
+
+struct Handler {
+    handler: Py<PyAny>,
+    answer: Answer,
+}
+
 /// The native base of HvWebServer.
 #[pyclass(frozen, subclass, weakref, module = "pyhv._native")]
 pub(crate) struct Server {
@@ -36,9 +55,13 @@ pub(crate) struct Server {
     /// Guards the running server while it is looked up or replaced.
     run: Mutex<Option<Arc<engine::Server>>>,
     /// Guards the routes while one is added.
-    router: Mutex<Router>,
+    router: Mutex<Routes>,
+    /// By the number that the router knows. Guards the list while it is read or changed; no Python code runs under it.
+    handlers: Mutex<Vec<Handler>>,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
     channels: Mutex<Vec<Option<Py<WebSocketChannel>>>>,
+    /// Open streamed responses, by number. Guards them while they are looked up or changed; no Python code runs under it.
+    streams: Mutex<BTreeMap<u64, Py<StreamWriter>>>,
     /// The descriptor, once handed out, outlives a run.
     wake: Mutex<Option<Arc<Wake>>>,
     /// A stop that the ticking thread is to make at the end of its tick, and its timeout.
@@ -60,7 +83,7 @@ impl Server {
     }
 
     /// Runs one event. Errors that a tick survives do not come out.
-    fn dispatch(slf: &Bound<'_, Self>, endpoint: &Endpoint, event: Event, arena: &[u8]) -> PyResult<()> {
+    fn dispatch(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>, event: Event, arena: &[u8]) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
         match event {
@@ -96,13 +119,11 @@ impl Server {
                 }
                 Ok(())
             }
-            Event::Request(request) => {
-                let request = Py::new(py, HttpRequest::new(*request))?;
-                let route = request.get().route();
-                if let Err(error) = slf.call_method1(intern!(py, "_on_request"), (route, &request)) {
-                    let name = format!("the handler of {}", request.get().describe());
-                    // Explicitly: the traceback keeps the request object alive.
-                    callback_failed_with(slf, &name, error, || request.get().fail())?;
+            Event::Request(request) => Self::request(slf, endpoint, *request),
+            Event::StreamEnd { stream } => {
+                let Some(writer) = this.streams.lock().remove(&stream) else { return Ok(()) };
+                if let Err(error) = slf.call_method1(intern!(py, "on_stream_close"), (writer,)) {
+                    callback_failed(slf, "on_stream_close", error)?;
                 }
                 Ok(())
             }
@@ -141,6 +162,48 @@ impl Server {
         Ok(())
     }
 
+    /// Runs the handler of a request.
+    fn request(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>, request: RawRequest) -> PyResult<()> {
+        let py = slf.py();
+        if request.responder.is_over() {
+            // Answered with 503 after handler_timeout, or taken back by the client: the program need not work for it.
+            return Ok(());
+        }
+        let handler = {
+            let handlers = slf.get().handlers.lock();
+            handlers.get(request.route).map(|entry| (entry.handler.clone_ref(py), entry.answer))
+        };
+        let Some((handler, answer)) = handler else { return Ok(()) };
+        let responder = Arc::clone(&request.responder);
+        let request = Py::new(py, HttpRequest::new(request))?;
+        let ran = match answer {
+            Answer::Whole => Bound::new(py, HttpResponse::to(&responder)).and_then(|response| {
+                let result = handler.bind(py).call1((&request, &response))?;
+                HttpResponse::finish(&response, &result)
+            }),
+            Answer::Events(_) | Answer::Stream => {
+                let comments = if let Answer::Events(comments) = answer { comments } else { None };
+                let events = matches!(answer, Answer::Events(_));
+                let writer = StreamWriter::new(request.clone_ref(py), &responder, endpoint, events, comments);
+                Bound::new(py, writer).and_then(|writer| {
+                    let result = handler.bind(py).call1((&request, &writer))?;
+                    if writer.get().begin(&responder, &result)? {
+                        let id = writer.get().stream.id;
+                        slf.get().streams.lock().insert(id, writer.unbind());
+                    }
+                    Ok(())
+                })
+            }
+        };
+        let Err(error) = ran else { return Ok(()) };
+        if request.get().refuse(py, &error)? {
+            return Ok(());
+        }
+        let name = format!("the handler of {}", request.get().describe());
+        // Explicitly: the traceback keeps the request object alive.
+        callback_failed_with(slf, &name, error, || request.get().fail())
+    }
+
     fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>) -> PyResult<usize> {
         let _cork = Cork::new();
         slf.get().ticker.run(endpoint, |event, arena| Self::dispatch(slf, endpoint, event, arena))
@@ -162,6 +225,10 @@ impl Server {
         }
         loop {
             let step = Self::run_pending(slf, endpoint).and_then(|_| {
+                // Also those that a handler has opened since.
+                for writer in this.streams.lock().values() {
+                    writer.get().stream.close();
+                }
                 if endpoint.is_idle() && !this.ticker.is_ready(endpoint) {
                     return Ok(true);
                 }
@@ -194,9 +261,10 @@ impl Server {
         endpoint.discard();
         this.ticker.reset();
         let left = std::mem::take(&mut *this.channels.lock());
+        let streams = std::mem::take(&mut *this.streams.lock());
         *this.run.lock() = None;
         this.stopped.notify_all();
-        drop(left);
+        drop((left, streams));
         interrupted.map_or(Ok(()), Err)
     }
 
@@ -217,8 +285,10 @@ impl Server {
         Self {
             ticker: Ticker::default(),
             run: Mutex::new(None),
-            router: Mutex::new(Router::default()),
+            router: Mutex::new(Routes::default()),
+            handlers: Mutex::new(Vec::new()),
             channels: Mutex::new(Vec::new()),
+            streams: Mutex::new(BTreeMap::new()),
             wake: Mutex::new(None),
             stop_timeout: Mutex::new(None),
             stop_requested: AtomicBool::new(false),
@@ -269,10 +339,30 @@ impl Server {
         Ok(())
     }
 
-    /// Adds a route. method: None for any.
-    fn _add_route(&self, method: Option<&str>, pattern: &str, number: usize) -> PyResult<()> {
+    /// Adds a route. method: None for any; answer: "response", "sse" or "stream"; comments: seconds between comments of
+    /// a quiet event stream, None for none.
+    #[pyo3(signature = (method, pattern, handler, answer="response", comments=None))]
+    fn _add_route(
+        &self,
+        method: Option<&str>,
+        pattern: &str,
+        handler: Py<PyAny>,
+        answer: &str,
+        comments: Option<f64>,
+    ) -> PyResult<()> {
+        let comments = comments.map(|seconds| convert::seconds("keep_alive", seconds)).transpose()?;
+        let answer = match answer {
+            "sse" => Answer::Events(comments),
+            "stream" => Answer::Stream,
+            _ => Answer::Whole,
+        };
         let mut router = self.router.lock();
-        router.add(method, pattern, number).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let number = self.handlers.lock().len();
+        router
+            .add(method, pattern, Target::Program(number))
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        // Before a request can be routed to it.
+        self.handlers.lock().push(Handler { handler, answer });
         let router = router.clone();
         if let Some(server) = self.running() {
             server.set_routes(router);
@@ -419,6 +509,13 @@ impl Server {
         PyList::new(py, channels)
     }
 
+    /// The streamed responses that are open, as a new list, the oldest first. Any thread.
+    #[getter]
+    fn streams<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let streams: Vec<_> = self.streams.lock().values().map(|s| s.clone_ref(py)).collect();
+        PyList::new(py, streams)
+    }
+
     /// How often each limit was reached, and each kind of fault seen, since `start`: a dict of counts by the name of the
     /// setting or fault. Any thread.
     #[getter]
@@ -457,12 +554,24 @@ impl Server {
                 visit.call(channel)?;
             }
         }
+        if let Some(streams) = self.streams.try_lock() {
+            for writer in streams.values() {
+                visit.call(writer)?;
+            }
+        }
+        if let Some(handlers) = self.handlers.try_lock() {
+            for entry in handlers.iter() {
+                visit.call(&entry.handler)?;
+            }
+        }
         Ok(())
     }
 
     fn __clear__(&self) {
         let channels = std::mem::take(&mut *self.channels.lock());
-        drop(channels);
+        let streams = std::mem::take(&mut *self.streams.lock());
+        let handlers = std::mem::take(&mut *self.handlers.lock());
+        drop((channels, streams, handlers));
     }
 }
 

@@ -1,7 +1,10 @@
 //! One HTTP request: to the program's handler and back.
 
-use super::Shared;
+use super::activity::InFlight;
+use super::content::{self, Unread};
 use super::upgrade::upgrade;
+use super::{Shared, Target};
+use crate::body::Body;
 use crate::down::deliver;
 use crate::endpoint::{Endpoint, Seat};
 use crate::inbox::Event;
@@ -9,28 +12,26 @@ use crate::request::{HttpRequest, HttpResponse, Responder};
 use crate::router::Found;
 use crate::runtime::IoThread;
 use crate::wire;
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body as _, Incoming};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-pub(super) fn plain(status: StatusCode, text: impl Into<String>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text.into())));
+pub(super) fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(text.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
-pub(super) fn with(mut response: Response<Full<Bytes>>, name: HeaderName, value: HeaderValue) -> Response<Full<Bytes>> {
+pub(super) fn with(mut response: Response<Body>, name: HeaderName, value: HeaderValue) -> Response<Body> {
     response.headers_mut().insert(name, value);
     response
 }
 
-pub(super) fn closing(response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+pub(super) fn closing(response: Response<Body>) -> Response<Body> {
     with(response, header::CONNECTION, HeaderValue::from_static("close"))
 }
 
@@ -42,19 +43,22 @@ pub(super) struct Client {
     pub(super) seat: Arc<Seat>,
 }
 
-pub(super) async fn answer(request: Request<Incoming>, client: &Client) -> Response<Full<Bytes>> {
+pub(super) async fn answer(request: Request<Incoming>, client: &Client, in_flight: InFlight) -> Response<Body> {
+    let http2 = request.version() == Version::HTTP_2;
     // hyper leaves the content out for HTTP/1 alone (RFC 9110 section 9.3.2).
-    let bare = request.method() == Method::HEAD && request.version() == Version::HTTP_2;
+    let bare = request.method() == Method::HEAD && http2;
     let mut response = with_content(request, client).await;
     if bare {
-        let length = response.body().size_hint().lower();
-        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-        *response.body_mut() = Full::default();
+        if let Some(length) = response.body().size_hint().exact() {
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+        }
+        *response.body_mut() = Body::default();
     }
+    response.body_mut().hold(in_flight, http2);
     response
 }
 
-async fn with_content(request: Request<Incoming>, client: &Client) -> Response<Full<Bytes>> {
+async fn with_content(request: Request<Incoming>, client: &Client) -> Response<Body> {
     let Client { remote, io, shared, .. } = client;
     let Shared { endpoint, routes, .. } = shared;
     let remote = *remote;
@@ -73,12 +77,12 @@ async fn with_content(request: Request<Incoming>, client: &Client) -> Response<F
         return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request: one Host header is required\n"));
     }
     let found = routes.read().find(request.method(), request.uri().path());
-    let (route, params) = match found {
-        Found::Route { route, params } => (route, params),
+    let (target, params) = match found {
+        Found::Route { target, params } => (target, params),
         Found::NotFound => return plain(StatusCode::NOT_FOUND, "404 Not Found\n"),
         Found::MethodNotAllowed(allow) => {
             let response = if request.method() == Method::OPTIONS {
-                let mut response = Response::new(Full::default());
+                let mut response = Response::new(Body::default());
                 *response.status_mut() = StatusCode::NO_CONTENT;
                 response
             } else {
@@ -89,6 +93,22 @@ async fn with_content(request: Request<Incoming>, client: &Client) -> Response<F
             return with(response, header::ALLOW, allow);
         }
     };
+    match target {
+        Target::Program(route) => by_program(request, client, route, params).await,
+    }
+}
+
+/// Reads the content and asks the program.
+async fn by_program(
+    request: Request<Incoming>,
+    client: &Client,
+    route: usize,
+    params: Vec<(Arc<str>, String)>,
+) -> Response<Body> {
+    let Client { remote, io, shared, .. } = client;
+    let endpoint = &shared.endpoint;
+    let settings = &endpoint.settings;
+    let remote = *remote;
     let (mut parts, body) = request.into_parts();
     // HTTP/2 sends the host as a pseudo-header (RFC 9113 section 8.3.1): a program finds it where HTTP/1.1 has it.
     if let Some(host) = parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
@@ -96,47 +116,55 @@ async fn with_content(request: Request<Incoming>, client: &Client) -> Response<F
     {
         parts.headers.insert(header::HOST, host);
     }
-    let limit = endpoint.settings.max_body_size;
-    let too_large = || {
-        endpoint.complain(io, "max_body_size", || {
-            format!(
-                "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
-                parts.method, parts.uri
-            )
-        });
-        closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n"))
-    };
-    // Announced too large: refused before a byte of it, and before "100 Continue", which hyper sends on the first read.
-    if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
-        return too_large();
-    }
-    let collected = tokio::time::timeout(endpoint.settings.body_timeout, Limited::new(body, limit).collect()).await;
-    let body = match collected {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => return too_large(),
-        Ok(Err(_)) => return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request\n")),
-        Err(_) => return closing(plain(StatusCode::REQUEST_TIMEOUT, "408 Request Timeout\n")),
+    let limit = settings.max_body_size;
+    let body = match content::read(body, limit, settings).await {
+        Ok(body) => body,
+        Err(Unread::TooLarge) => {
+            endpoint.complain(io, "max_body_size", || {
+                format!(
+                    "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
+                    parts.method, parts.uri
+                )
+            });
+            return closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n"));
+        }
+        Err(Unread::Malformed) => return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request\n")),
+        Err(Unread::TimedOut) => {
+            endpoint.complain(io, "body_timeout", || {
+                let limit = settings.body_timeout.as_secs_f64();
+                format!("request body of {remote} refused with 408: not there within body_timeout={limit} s")
+            });
+            return closing(plain(StatusCode::REQUEST_TIMEOUT, "408 Request Timeout\n"));
+        }
     };
     let (responder, reply) = Responder::new(io);
     let url = target(&parts.uri);
+    let what = format_args!("{} {url}", parts.method).to_string();
     let request =
         HttpRequest { method: parts.method, url, headers: parts.headers, body, remote, route, params, responder };
     deliver(io, endpoint, Event::Request(Box::new(request)));
-    answered(reply.await, endpoint)
+    match tokio::time::timeout(settings.handler_timeout, reply).await {
+        Ok(answer) => answered(answer, endpoint),
+        Err(_) => {
+            endpoint.complain(io, "handler_timeout", || {
+                let limit = settings.handler_timeout.as_secs_f64();
+                format!("{what} of {remote} answered with 503: no answer within handler_timeout={limit} s")
+            });
+            plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n")
+        }
+    }
 }
 
 /// The program's answer, or what stands in for it.
 pub(super) fn answered(
     answer: Result<HttpResponse, oneshot::error::RecvError>,
     endpoint: &Arc<Endpoint>,
-) -> Response<Full<Bytes>> {
+) -> Response<Body> {
     match answer {
         Ok(HttpResponse { status, headers, body }) => {
-            let mut response = Response::new(Full::new(body));
+            let mut response = Response::new(body);
             *response.status_mut() = status;
-            for (name, value) in headers {
-                response.headers_mut().append(name, value);
-            }
+            *response.headers_mut() = headers;
             response
         }
         // Dropped without an answer: the handler raised, or the server was stopped before it ran.

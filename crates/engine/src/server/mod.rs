@@ -4,9 +4,13 @@
 //! |---|---|
 //! | this one | listeners, limits on connections |
 //! | `serve` | one connection for as long as it speaks HTTP, by hyper, over TCP or TLS |
-//! | `http` | one request: routes, the body, the program's answer |
+//! | `activity` | what a connection is doing meanwhile |
+//! | `http` | one request: routes, the program's answer |
+//! | `content` | a request's body |
 //! | `upgrade` | the WebSocket handshake, after which the connection leaves hyper for [`crate::connection`] |
 
+pub(crate) mod activity;
+mod content;
 pub(crate) mod http;
 mod serve;
 mod upgrade;
@@ -50,13 +54,23 @@ pub struct ListenError {
     pub error: io::Error,
 }
 
+/// Who answers the requests of a route.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// A handler of the program, by its number.
+    Program(usize),
+}
+
+/// The routes of a server.
+pub type Routes = Router<Target>;
+
 /// A server's sockets and routes.
 #[derive(Debug)]
 pub struct Server {
     /// What it shares with its connections.
     pub endpoint: Arc<Endpoint>,
     /// Guards the routes while they are replaced by a longer list; read for one lookup.
-    routes: Arc<RwLock<Arc<Router>>>,
+    routes: Arc<RwLock<Arc<Routes>>>,
     /// The addresses it listens on for http and ws.
     pub addresses: Vec<SocketAddr>,
     /// The addresses it listens on for https and wss.
@@ -68,7 +82,7 @@ impl Server {
     ///
     /// # Errors
     /// When the name does not resolve or an address cannot be bound.
-    pub fn start(endpoint: Arc<Endpoint>, router: Router, listen: Listen) -> Result<Self, ListenError> {
+    pub fn start(endpoint: Arc<Endpoint>, router: Routes, listen: Listen) -> Result<Self, ListenError> {
         let routes = Arc::new(RwLock::new(Arc::new(router)));
         let (listeners, addresses) = bind(&listen.host, listen.port)?;
         let mut all: Vec<_> = listeners.into_iter().map(|listener| (listener, None)).collect();
@@ -92,7 +106,7 @@ impl Server {
     }
 
     /// Replaces the routes; requests from now on see them.
-    pub fn set_routes(&self, router: Router) {
+    pub fn set_routes(&self, router: Routes) {
         *self.routes.write() = Arc::new(router);
     }
 }
@@ -101,7 +115,7 @@ impl Server {
 #[derive(Clone)]
 struct Shared {
     endpoint: Arc<Endpoint>,
-    routes: Arc<RwLock<Arc<Router>>>,
+    routes: Arc<RwLock<Arc<Routes>>>,
     tls: Option<TlsAcceptor>,
 }
 

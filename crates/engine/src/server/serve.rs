@@ -1,17 +1,18 @@
 //! One connection for as long as it speaks HTTP.
 
 use super::Shared;
+use super::activity::{Activity, SEND_TIMEOUT, Watched};
 use super::http::{Client, answer};
 use crate::endpoint::{Endpoint, Phase, Seat};
 use crate::runtime::IoThread;
 use crate::transport::Transport;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -87,17 +88,18 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
         _ = phase.wait_for(|p| *p != Phase::Running) => return,
     };
     let http2 = transport.speaks_http2();
-    let begun = AtomicBool::new(false);
+    let activity = Arc::new(Activity::default());
     let service = service_fn(|request| {
-        begun.store(true, Ordering::Relaxed);
+        let in_flight = activity.begin();
         let client = Client { remote, io: Arc::clone(&io), shared: shared.clone(), seat: Arc::clone(&seat) };
-        async move { Ok::<_, Infallible>(answer(request, &client).await) }
+        async move { Ok::<_, Infallible>(answer(request, &client, in_flight).await) }
     });
-    if http2 {
+    let watched = Watched::new(transport, Arc::clone(&activity), settings.send_timeout);
+    let ended = if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(OnThisThread);
         builder.timer(TokioTimer::new()).max_header_list_size(limit(settings.max_header_size));
-        let connection = builder.serve_connection(TokioIo::new(transport), service);
-        drive(connection, phase, &begun, |connection| connection.graceful_shutdown()).await;
+        let connection = builder.serve_connection(watched, service);
+        drive(connection, phase, &activity, Some(settings.header_timeout), |c| c.graceful_shutdown()).await
     } else {
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder
@@ -108,11 +110,11 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
             .max_buf_size(settings.max_header_size)
             // Twice the limit, which `answer` keeps: hyper does not tell too many headers from too large a head.
             .max_headers(settings.max_headers.saturating_mul(2));
-        let connection = builder.serve_connection(TokioIo::new(transport), service).with_upgrades();
-        let ended = drive(connection, phase, &begun, |connection| connection.graceful_shutdown()).await;
-        if let Some(Err(error)) = ended {
-            blame(&error, remote, &io, &shared.endpoint);
-        }
+        let connection = builder.serve_connection(watched, service).with_upgrades();
+        drive(connection, phase, &activity, None, |c| c.graceful_shutdown()).await
+    };
+    if let Some(Err(error)) = ended {
+        blame(&error, remote, &io, &shared.endpoint);
     }
 }
 
@@ -130,6 +132,11 @@ fn blame(error: &hyper::Error, remote: SocketAddr, io: &Arc<IoThread>, endpoint:
         endpoint.complain(io, "header_timeout", || {
             let limit = settings.header_timeout.as_secs_f64();
             format!("connection of {remote} closed: no request head within header_timeout={limit} s")
+        });
+    } else if std::error::Error::source(error).is_some_and(|cause| cause.to_string() == SEND_TIMEOUT) {
+        endpoint.complain(io, "send_timeout", || {
+            let limit = settings.send_timeout.as_secs_f64();
+            format!("connection of {remote} dropped: it took nothing of an answer within send_timeout={limit} s")
         });
     } else if error.is_parse() {
         endpoint.complain(io, "bad request", || format!("request of {remote} refused with 400: {error}"));
@@ -153,15 +160,22 @@ where
     }
 }
 
-/// Serves one connection until it ends or the server stops.
+/// How long a stopping HTTP/2 connection with nothing under way may write nothing before it is dropped: hyper waits for
+/// the client's answer to a PING, and what HTTP/2 has buffered may still be on its way.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves one connection until it ends or the server stops. `idle`: how long it may be without a request, where hyper
+/// does not see to that itself.
 async fn drive<C: Future>(
     connection: C,
     mut phase: watch::Receiver<Phase>,
-    begun: &AtomicBool,
+    activity: &Activity,
+    idle: Option<Duration>,
     shut_down: impl Fn(Pin<&mut C>),
 ) -> Option<C::Output> {
     let mut connection = std::pin::pin!(connection);
     let mut stopping = false;
+    let mut watch = idle.map(|idle| Watch::new(activity, idle));
     loop {
         tokio::select! {
             // A client's fault ends its connection and is nobody else's business; hyper has answered 400 or 431.
@@ -169,13 +183,79 @@ async fn drive<C: Future>(
             changed = phase.wait_for(|p| *p == Phase::Aborting || (!stopping && *p == Phase::Stopping)) => {
                 match changed.map(|p| *p) {
                     // Nothing was asked on it: hyper would wait for the first request.
-                    Ok(Phase::Stopping) if !begun.load(Ordering::Relaxed) => return None,
+                    Ok(Phase::Stopping) if activity.begun() == 0 => return None,
                     Ok(Phase::Stopping) => {
                         stopping = true;
                         shut_down(connection.as_mut());
+                        if let Some(watch) = &mut watch {
+                            watch.stop();
+                        }
                     }
                     _ => return None,
                 }
+            }
+            over = Watch::over(&mut watch) => match over {
+                Over::Idle => {
+                    shut_down(connection.as_mut());
+                }
+                Over::Farewell => return None,
+            },
+        }
+    }
+}
+
+/// What a [`Watch`] has seen.
+enum Over {
+    /// Nothing was asked for too long: the connection is to be closed.
+    Idle,
+    /// It was to be closed, and nothing moves any more.
+    Farewell,
+}
+
+/// Looks at an HTTP/2 connection from time to time.
+struct Watch<'a> {
+    activity: &'a Activity,
+    idle: Duration,
+    stopping: bool,
+    /// Requests and bytes seen at the last look, and since when there have been no others.
+    seen: (usize, u64),
+    since: tokio::time::Instant,
+    next: Pin<Box<tokio::time::Sleep>>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(activity: &'a Activity, idle: Duration) -> Self {
+        let now = tokio::time::Instant::now();
+        let next = Box::pin(tokio::time::sleep(idle / 4));
+        Self { activity, idle, stopping: false, seen: (0, 0), since: now, next }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.since = tokio::time::Instant::now();
+        self.next.as_mut().reset(self.since + FAREWELL / 4);
+    }
+
+    /// Until there is something to do. Cancelled and called again it goes on.
+    async fn over(watch: &mut Option<Self>) -> Over {
+        let Some(watch) = watch else { return std::future::pending().await };
+        loop {
+            watch.next.as_mut().await;
+            let now = tokio::time::Instant::now();
+            // An idle connection's pings are answered, and do not keep it: bytes count while it is stopping alone.
+            let seen = (watch.activity.begun(), if watch.stopping { watch.activity.written() } else { 0 });
+            if !watch.activity.is_idle() || seen != watch.seen {
+                watch.seen = seen;
+                watch.since = now;
+            }
+            let limit = if watch.stopping { FAREWELL } else { watch.idle };
+            watch.next.as_mut().reset(now + limit / 4);
+            if now.duration_since(watch.since) >= limit {
+                if watch.stopping {
+                    return Over::Farewell;
+                }
+                watch.stop();
+                return Over::Idle;
             }
         }
     }

@@ -1,20 +1,19 @@
 //! The WebSocket handshake (RFC 6455 section 4.2): who may have one, and on what terms.
 
+use super::activity::Watched;
 use super::http::{Client, answered, closing, packed, pairs, plain, target, with};
+use crate::body::Body;
 use crate::connection::{Connection, Handshake};
 use crate::down::deliver;
 use crate::inbox::Event;
 use crate::request::{HttpRequest, Responder};
 use crate::settings::Origins;
 use crate::task::guarded;
-use crate::transport::Transport;
 use crate::wire::{self, Role, deflate};
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Request, Response, StatusCode, Version};
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 
 /// Why a page's WebSocket is refused, if it is (RFC 6455 section 10.2). `None`: it may go on.
@@ -39,7 +38,7 @@ fn choose<'a>(ours: &'a [String], offered: &[String]) -> Option<&'a String> {
     ours.iter().find(|name| offered.contains(name))
 }
 
-pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> Response<Full<Bytes>> {
+pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> Response<Body> {
     let Client { remote, io, shared, seat } = client;
     let endpoint = &shared.endpoint;
     let settings = &endpoint.settings;
@@ -67,7 +66,7 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
         return with(busy, header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     let mut subprotocol = choose(&settings.subprotocols, &offer.protocols).cloned();
-    let mut extra = Vec::new();
+    let mut extra = HeaderMap::new();
     let (deflate, extensions) = match &settings.compression {
         None => (None, None),
         Some(config) => match deflate::accept_offer(wire::handshake::extensions(headers.iter().copied()), config) {
@@ -99,12 +98,9 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
         };
         match decision {
             Ok(accepted) if accepted.status == StatusCode::SWITCHING_PROTOCOLS => {
-                for (name, value) in accepted.headers {
-                    if name == header::SEC_WEBSOCKET_PROTOCOL {
-                        subprotocol = value.to_str().ok().map(str::to_owned);
-                    } else {
-                        extra.push((name, value));
-                    }
+                extra = accepted.headers;
+                if let Some(chosen) = extra.remove(header::SEC_WEBSOCKET_PROTOCOL) {
+                    subprotocol = chosen.to_str().ok().map(str::to_owned);
                 }
             }
             other => return closing(answered(other, endpoint)),
@@ -122,17 +118,15 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
     guarded(io, endpoint, async move {
         // An error: the client left before it had read the 101.
         let Ok(upgraded) = upgraded.await else { return };
-        let Ok(parts) = upgraded.downcast::<TokioIo<Transport>>() else { return };
+        let Ok(parts) = upgraded.downcast::<Watched>() else { return };
         let stream = parts.io.into_inner();
         let first = &parts.read_buf;
         Connection::open(&endpoint_here, &io_here, Role::Server, stream, handshake, first, Some(seat));
     });
-    let mut response = Response::new(Full::default());
+    let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
-    for (name, value) in extra {
-        headers.append(name, value);
-    }
+    *headers = extra;
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     if let Ok(accept) = HeaderValue::from_str(&offer.accept) {
@@ -148,7 +142,7 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
 }
 
 /// The answer to a handshake that is none.
-fn refused(refusal: &wire::handshake::Refusal) -> Response<Full<Bytes>> {
+fn refused(refusal: &wire::handshake::Refusal) -> Response<Body> {
     let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::BAD_REQUEST);
     let response = closing(plain(status, format!("{refusal}\n")));
     match status {
