@@ -406,7 +406,7 @@ def test_what_a_handler_may_return(
     assert server.record.calls == []
 
 
-@pytest.mark.parametrize("result", [3.5, object(), True, (1, 2), {"not": {1, 2}}, 1000, -1], ids=repr)
+@pytest.mark.parametrize("result", [3.5, object(), True, (1, 2), {"not": object()}, 1000, -1], ids=repr)
 def test_what_a_handler_may_not_return_is_told_and_answered_with_500(server: RecordingServer, result: object) -> None:
     server.get("/x", lambda req, resp: result)
     assert ask(server, "GET", "/x").status == 500

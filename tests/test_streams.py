@@ -97,6 +97,7 @@ def test_events_have_the_form_of_the_standard(server: StreamServer) -> None:
         "data: \n\n"
         ": still here\n\n"
     )
+    tick_until(lambda: len(server.record.values("stream close")) == 1, server)
     (writer,) = server.record.values("stream close")
     assert not writer.is_connected
     assert server.streams == []

@@ -165,23 +165,26 @@ impl Stream {
             }
             (inner.waker.clone(), inner.failed)
         };
-        if let Some(waited) = failed {
+        if let Some(waited) = failed
+            && self.tell_end()
+        {
             self.endpoint.complain(&self.io, "max_buffered", || {
                 let limit = self.endpoint.settings.max_buffered;
                 format!("stream broken off: {waited} bytes waited to be sent, the limit is max_buffered={limit}")
             });
-            self.tell_end();
         }
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// I/O thread: nothing more goes out.
-    fn tell_end(&self) {
-        if !self.told.swap(true, Ordering::Relaxed) {
+    /// I/O thread: nothing more goes out. True: it was the first to say so.
+    fn tell_end(&self) -> bool {
+        let first = !self.told.swap(true, Ordering::Relaxed);
+        if first {
             deliver(&self.io, &self.endpoint, Event::StreamEnd { stream: self.id });
         }
+        first
     }
 
     /// Whether `write` would queue a chunk.
