@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from selenium.webdriver.chrome.webdriver import WebDriver
 
+from browser_helper import BrowserMissingError, browser
 from pyhv import HvWebServer
 from support import EchoServer, RecordingServer, ServerThread, serving
 
@@ -46,3 +49,15 @@ def serve() -> Iterator[Callable[..., ServerThread]]:
             return stack.enter_context(serving(server, **settings))
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[WebDriver]:
+    """A headless Chromium. Without one the test fails, unless PYHV_NO_BROWSER=1 says that this is meant."""
+    if os.environ.get("PYHV_NO_BROWSER") == "1":
+        pytest.skip("PYHV_NO_BROWSER=1")
+    try:
+        with browser() as driver:
+            yield driver
+    except BrowserMissingError as missing:
+        pytest.fail(f"{missing}; PYHV_NO_BROWSER=1 skips these tests", pytrace=False)

@@ -5,15 +5,13 @@ Without chromium and chromedriver the tests fail, unless PYHV_NO_BROWSER=1 says 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 
-from browser_helper import BrowserMissingError, browser, wait_until
+from browser_helper import wait_until
 from pyhv import HttpRequest, HttpResponse, WebSocketChannel
 from support import EchoServer, ServerThread
 from support import wait_until as wait_for
@@ -60,17 +58,6 @@ class PageServer(EchoServer):
     def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
         super().on_ws_open(channel, url)
         self.origins.append(channel.headers["Origin"])
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[WebDriver]:
-    if os.environ.get("PYHV_NO_BROWSER") == "1":
-        pytest.skip("PYHV_NO_BROWSER=1")
-    try:
-        with browser() as driver:
-            yield driver
-    except BrowserMissingError as missing:
-        pytest.fail(f"{missing}; PYHV_NO_BROWSER=1 skips these tests", pytrace=False)
 
 
 def trust_anything(driver: WebDriver, trust: bool) -> None:

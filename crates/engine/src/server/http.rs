@@ -35,7 +35,7 @@ pub(super) fn closing(response: Response<Body>) -> Response<Body> {
     with(response, header::CONNECTION, HeaderValue::from_static("close"))
 }
 
-/// Who asks.
+/// Who asks: one for all requests of a connection.
 pub(super) struct Client {
     pub(super) remote: SocketAddr,
     pub(super) io: Arc<IoThread>,

@@ -89,9 +89,10 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
     };
     let http2 = transport.speaks_http2();
     let activity = Arc::new(Activity::default());
+    let client = Arc::new(Client { remote, io: Arc::clone(&io), shared: shared.clone(), seat });
     let service = service_fn(|request| {
         let in_flight = activity.begin();
-        let client = Client { remote, io: Arc::clone(&io), shared: shared.clone(), seat: Arc::clone(&seat) };
+        let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(answer(request, &client, in_flight).await) }
     });
     let watched = Watched::new(transport, Arc::clone(&activity), settings.send_timeout);
