@@ -25,8 +25,10 @@ const EVENT_COST: usize = 64;
 const CONNECTION_COST: usize = 1 << 10;
 /// Payloads from this size on are handed over as they are instead of being copied into the arena.
 const LARGE: usize = 32 << 10;
-/// Capacity that an emptied arena may keep.
+/// Capacity that an emptied batch may keep.
 const KEEP: usize = 1 << 20;
+/// Batches in a row that use less than a quarter of their memory before it goes back to [`KEEP`].
+const PATIENCE: u32 = 32;
 
 /// One thing that happened. A channel's events come in this order: `Open`, `Message`s, `Close` once.
 #[derive(Debug)]
@@ -91,6 +93,8 @@ pub struct Batch {
     pub arena: Vec<u8>,
     /// Payload bytes and event costs together.
     size: usize,
+    /// Uses in a row that left most of the memory unused.
+    needless: u32,
     /// Connections that stopped reading because this batch is full, to be resumed when it is taken.
     pub paused: Vec<Arc<Connection>>,
 }
@@ -101,14 +105,20 @@ impl Batch {
         self.events.get_mut(index).map(|event| std::mem::replace(event, Event::Taken))
     }
 
-    /// Empties it for reuse, keeping a modest capacity.
+    /// Empties it for reuse. Beyond a modest capacity it keeps what steady traffic needs: giving memory back and asking
+    /// for it again each time costs more than the messages.
     pub fn clear(&mut self) {
+        let needless = self.arena.len() < self.arena.capacity() / 4 && self.events.len() < self.events.capacity() / 4;
+        self.needless = if needless { self.needless + 1 } else { 0 };
         self.events.clear();
         self.arena.clear();
         self.paused.clear();
         self.size = 0;
-        self.arena.shrink_to(KEEP);
-        self.events.shrink_to(KEEP / size_of::<Event>());
+        if self.needless >= PATIENCE {
+            self.needless = 0;
+            self.arena.shrink_to(KEEP);
+            self.events.shrink_to(KEEP / size_of::<Event>());
+        }
     }
 
     fn push(&mut self, event: Event) {
