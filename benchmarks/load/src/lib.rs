@@ -1,10 +1,13 @@
-//! What the two benchmark tools share: command line flags, the sample handshake of RFC 6455, frame headers
-//! and a latency histogram. `wsload` generates the load, `wslimit` is the limit that servers are compared with.
+//! What the benchmark tools share: command line flags, the sample handshake of RFC 6455, frame headers, answers to HTTP
+//! requests, a latency histogram and the course of a run. `wsload` and `httpload` generate the load, `wslimit` is the limit
+//! that servers are compared with.
 
 pub mod args;
 pub mod frame;
 pub mod handshake;
 pub mod histogram;
+pub mod http;
+pub mod pacing;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -2,13 +2,9 @@
 //!
 //! It must never be the bottleneck: every message of a run is the same pre-encoded bytes, a write repeats them
 //! straight from one shared block, a read takes whatever is there, and payloads that come back are skipped.
-//! It is closed-loop: a connection sends its next message when one of its messages has come back.
-//!
-//! Three phases: priming until every connection has received something, warm-up for a fifth of the measured time,
-//! then the measurement, printed as one line of JSON. A server that closes, sends anything but the message that it
-//! was sent, or delivers a message twice ends the run with an error.
+//! Closed-loop, in the phases of [`pyhv_load::pacing`]; prints one line of JSON. A server that closes, sends anything
+//! but the message that it was sent, or delivers a message twice ends the run with an error.
 
-use std::collections::VecDeque;
 use std::error::Error;
 use std::io::{ErrorKind, Read, Write};
 use std::net::ToSocketAddrs;
@@ -20,8 +16,8 @@ use mio::{Events, Interest, Poll, Token};
 use pyhv_load::args::Flags;
 use pyhv_load::frame::{FrameCounter, PONG, TEXT, client_frame};
 use pyhv_load::histogram::Histogram;
+use pyhv_load::pacing::{Outgoing, PATIENCE, Phase, READ_BUFFER, Sender, figures};
 use pyhv_load::{Mode, handshake, raise_open_files};
-use rustix::time::{ClockId, clock_gettime};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -37,12 +33,6 @@ wsload: WebSocket load generator; prints one line of JSON
   --size BYTES      length of the text in each message (64)
   --seconds S       time measured, after a warm-up of a fifth of it (3)";
 const FLAGS: [&str; 8] = ["host", "port", "path", "mode", "connections", "depth", "size", "seconds"];
-
-/// Large enough for everything that one connection has in flight in any of the cases.
-const READ_BUFFER: usize = 256 * 1024;
-/// A server that is silent for this long during a handshake, or in priming, has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
-const WARM_UP_SHARE: f64 = 0.2;
 
 struct Options {
     host: String,
@@ -75,31 +65,13 @@ impl Options {
     }
 }
 
-/// What all senders send, encoded once: enough frames in a row that everything one sender can owe is one slice.
-struct Outgoing {
-    frame_length: usize,
-    block: Vec<u8>,
-}
-
-impl Outgoing {
-    fn new(size: usize, depth: usize) -> Self {
-        let frame = client_frame(TEXT, &vec![b'x'; size]);
-        // One more than the depth: a slice may begin in the middle of a frame.
-        Self { frame_length: frame.len(), block: frame.repeat(depth + 1) }
-    }
-}
-
 struct Connection {
     stream: TcpStream,
     counter: FrameCounter,
-    /// Bytes of messages not yet written, and where in a frame they begin.
-    owed: usize,
-    phase: usize,
+    /// Idle on connections that only receive.
+    sender: Sender,
     /// An answer to a ping, kept until no message is half written.
     pong: Option<Vec<u8>>,
-    /// When each message in flight was sent, oldest first; empty on connections that only receive.
-    in_flight: VecDeque<Instant>,
-    sent: u64,
     received: u64,
     received_measured: u64,
 }
@@ -137,35 +109,17 @@ impl Connection {
         Ok(Self {
             stream: TcpStream::from_std(stream),
             counter,
-            owed: 0,
-            phase: 0,
+            sender: Sender::default(),
             pong: None,
-            in_flight: VecDeque::new(),
-            sent: 0,
             received: 0,
             received_measured: 0,
         })
     }
 
-    /// Queues `count` messages and remembers when.
-    fn queue(&mut self, count: u32, now: Instant, outgoing: &Outgoing) {
-        self.in_flight.extend((0..count).map(|_| now));
-        self.owed += count as usize * outgoing.frame_length;
-        self.sent += u64::from(count);
-    }
-
-    /// Writes until nothing is owed or the socket is full; the poll reports when it has room again.
+    /// Writes what is owed, then a pong; the poll reports when a full socket has room again.
     fn flush(&mut self, outgoing: &Outgoing) -> Result<()> {
-        while self.owed > 0 {
-            match self.stream.write(&outgoing.block[self.phase..self.phase + self.owed]) {
-                Ok(written) => {
-                    self.owed -= written;
-                    self.phase = (self.phase + written) % outgoing.frame_length;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
+        if !self.sender.flush(&mut self.stream, outgoing)? {
+            return Ok(());
         }
         if let Some(pong) = self.pong.take() {
             match self.stream.write(&pong) {
@@ -177,14 +131,6 @@ impl Connection {
         }
         Ok(())
     }
-}
-
-/// Where a run stands; each phase knows when it ends.
-#[derive(Clone, Copy)]
-enum Phase {
-    Priming { until: Instant },
-    WarmUp { until: Instant },
-    Measuring { since: Instant, until: Instant },
 }
 
 struct Run {
@@ -233,45 +179,26 @@ impl Run {
         let connection = &mut self.connections[index];
         self.waiting -= usize::from(connection.received == 0);
         connection.received += u64::from(messages);
-        let expected = if self.mode == Mode::Fan { self.published } else { connection.sent };
+        let expected = if self.mode == Mode::Fan { self.published } else { connection.sender.sent };
         if connection.received > expected {
             return Err(format!("{} messages received of {expected} sent", connection.received).into());
         }
-        let measuring = matches!(self.phase, Phase::Measuring { .. });
+        let measuring = self.phase.is_measuring();
         if measuring {
             connection.received_measured += u64::from(messages);
         }
         if self.mode == Mode::Echo || index == 0 {
             // One clock reading a batch: the messages of one read arrived together.
             let now = Instant::now();
-            for sent in connection.in_flight.drain(..messages as usize) {
+            connection.sender.answered(messages, now, |latency| {
                 if measuring {
-                    self.latencies.record(now - sent, 1);
+                    self.latencies.record(latency, 1);
                 }
-            }
-            connection.queue(messages, now, &self.outgoing);
+            });
+            connection.sender.queue(messages, now, &self.outgoing);
             self.published += u64::from(messages);
         }
         Ok(())
-    }
-
-    /// Goes on to the next phase when it is time; true when the measurement is over.
-    fn advance(&mut self, seconds: f64) -> Result<bool> {
-        let now = Instant::now();
-        self.phase = match self.phase {
-            Phase::Priming { .. } if self.waiting == 0 => {
-                Phase::WarmUp { until: now + Duration::from_secs_f64(seconds * WARM_UP_SHARE) }
-            }
-            Phase::Priming { until } if now >= until => {
-                return Err(format!("{} connections never received anything", self.waiting).into());
-            }
-            Phase::WarmUp { until } if now >= until => {
-                Phase::Measuring { since: now, until: now + Duration::from_secs_f64(seconds) }
-            }
-            Phase::Measuring { until, .. } if now >= until => return Ok(true),
-            unchanged => unchanged,
-        };
-        Ok(false)
     }
 }
 
@@ -287,10 +214,10 @@ fn run(options: &Options) -> Result<String> {
     let connect_seconds = opening.elapsed().as_secs_f64();
     let mut run = Run {
         mode: options.mode,
-        outgoing: Outgoing::new(options.size, options.depth),
+        outgoing: Outgoing::new(&client_frame(TEXT, &vec![b'x'; options.size]), options.depth),
         connections,
         buffer: vec![0; READ_BUFFER],
-        phase: Phase::Priming { until: Instant::now() + PATIENCE },
+        phase: Phase::begin(),
         waiting: options.connections,
         published: 0,
         latencies: Histogram::default(),
@@ -302,12 +229,12 @@ fn run(options: &Options) -> Result<String> {
     let depth = u32::try_from(options.depth)?;
     let senders = if options.mode == Mode::Fan { 1 } else { options.connections };
     for connection in &mut run.connections[..senders] {
-        connection.queue(depth, Instant::now(), &run.outgoing);
+        connection.sender.queue(depth, Instant::now(), &run.outgoing);
         run.published += u64::from(depth);
         connection.flush(&run.outgoing)?;
     }
     let mut events = Events::with_capacity(1024);
-    while !run.advance(options.seconds)? {
+    while !run.phase.advance(run.waiting, options.seconds)? {
         match poll.poll(&mut events, Some(Duration::from_millis(50))) {
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             other => other?,
@@ -322,35 +249,11 @@ fn run(options: &Options) -> Result<String> {
             done.map_err(|error| format!("connection {index}: {error}"))?;
         }
     }
-    report(options, &run, connect_seconds)
-}
-
-#[allow(clippy::cast_precision_loss)] // counts far below 2^53
-fn report(options: &Options, run: &Run, connect_seconds: f64) -> Result<String> {
-    let Phase::Measuring { since, .. } = run.phase else {
-        return Err("ended before the measurement".into());
-    };
-    let elapsed = since.elapsed().as_secs_f64();
     let counts = run.connections.iter().map(|connection| connection.received_measured);
-    let total: u64 = counts.clone().sum();
-    if total == 0 {
-        return Err("not one message came back while measuring".into());
-    }
-    // The least-served connection against the average one: far below 1 where a server starves or drops some.
-    let least = counts.min().unwrap_or(0) as f64 * options.connections as f64 / total as f64;
-    let cpu = clock_gettime(ClockId::ProcessCPUTime);
-    let cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 * 1e-9;
-    let [p50, p99, p999] = [500, 990, 999].map(|permille| run.latencies.percentile(permille));
-    Ok(format!(
-        "{{\"mode\":\"{}\",\"connections\":{},\"depth\":{},\"size\":{},\"seconds\":{elapsed:.3},\
-         \"msgs_per_s\":{:.0},\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\"least_share\":{least:.3},\
-         \"connect_s\":{connect_seconds:.3},\"cpu_s\":{cpu_seconds:.3}}}",
-        options.mode.name(),
-        options.connections,
-        options.depth,
-        options.size,
-        total as f64 / elapsed,
-    ))
+    let figures = figures(run.phase, counts, &run.latencies, connect_seconds)?;
+    let Options { mode, connections, depth, size, .. } = options;
+    let mode = mode.name();
+    Ok(format!("{{\"mode\":\"{mode}\",\"connections\":{connections},\"depth\":{depth},\"size\":{size},{figures}}}"))
 }
 
 fn main() -> ExitCode {
