@@ -8,38 +8,58 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.cases import Case
+from harness.cases import GROUPS, HTTP, Case
 from harness.summary import Figure, figure, limit_figure, measured_cases, measured_peers, versus
 
 DISTURBED = "†"
 GENERATOR_BOUND = "‡"
-MISSING = "failed"
+FAILED = "failed"
+MISSING = "-"
 
 
 def markdown(document: dict[str, Any], base: str) -> str:
     """All tables of one result. `base` is the peer that the others are compared with."""
-    peers, cases = measured_peers(document), measured_cases(document)
+    measured = measured_cases(document)
+    parts = [heading(document)]
+    for group in GROUPS:
+        cases = [case for case in measured if case.group == group]
+        if cases:
+            parts += tables(document, cases, base)
+    found = [
+        each for case in measured for peer in measured_peers(document, [case]) if (each := figure(document, case, peer))
+    ]
+    return "\n\n".join(parts + notes(document, found)) + "\n"
+
+
+def tables(document: dict[str, Any], cases: list[Case], base: str) -> list[str]:
+    """The tables of one group of cases."""
+    peers = measured_peers(document, cases)
     base = base if base in peers else peers[0]
     others = [peer for peer in peers if peer != base]
-    parts = [heading(document)]
-    parts += [
-        "In parentheses: how many times as good as the limit server measured right beside it.",
-        table(["case", "limit", *peers], [figures_row(document, case, peers) for case in cases]),
-    ]
+    timed = [case for case in cases if case.name != "memory"]
+    if cases[0].has_limit:
+        explained = "In parentheses: how many times as good as the limit server measured right beside it."
+        first = ["case", "limit", *peers]
+    else:
+        explained = "HTTP, 64 keep-alive connections with one request in flight each; requests per second:"
+        first = ["case", *peers]
+    parts = [explained, table(first, [figures_row(document, case, peers) for case in cases])]
     if others:
         parts += [
             f"How many times as good `{base}` is as each peer (above 1: `{base}` is ahead):",
             table(["case", *others], [versus_row(document, case, base, others) for case in cases]),
         ]
-    timed = [case for case in cases if case.name != "memory"]
+    if cases[0].group == HTTP:
+        parts += [
+            "CPU time of the server per request, in µs:",
+            table(["case", *peers], [cost_row(document, case, peers) for case in cases]),
+        ]
     if timed:
         parts += [
-            "Latency of a message, p50 / p99 in µs:",
+            f"Latency of a {'request' if cases[0].group == HTTP else 'message'}, p50 / p99 in µs:",
             table(["case", *peers], [latency_row(document, case, peers) for case in timed]),
         ]
-    found = [each for case in cases for peer in peers if (each := figure(document, case, peer))]
-    used = [memory_sentence(document, case, peers) for case in cases if case.name == "memory"]
-    return "\n\n".join(parts + used + notes(document, found)) + "\n"
+    return parts + [memory_sentence(document, case, peers) for case in cases if case.name == "memory"]
 
 
 def heading(document: dict[str, Any]) -> str:
@@ -63,18 +83,38 @@ def notes(document: dict[str, Any], found: list[Figure]) -> list[str]:
     if failed:
         failures = dict.fromkeys(f"- {row['peer']}, {row['case']}: {row['error']}" for row in failed)
         lines.append("Failed:\n\n" + "\n".join(failures))
+    missing = dict.fromkeys((row["peer"], row["missing"]) for row in document["rows"] if "missing" in row)
+    if missing:
+        lines.append(f"{MISSING} Missing: " + "; ".join(f"{peer} {what}" for peer, what in missing) + ".")
     if document["skipped"]:
         lines.append("Skipped: " + "; ".join(f"{peer} ({why})" for peer, why in document["skipped"].items()))
     return lines
 
 
 def figures_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[str]:
-    """One case: the limit, then every peer with its ratio to it."""
-    limit = limit_figure(document, case)
-    cells = [case.title, quantity(case, limit[0]) + f" {GENERATOR_BOUND}" * limit[1] if limit else MISSING]
+    """One case: the limit where there is one, then every peer with its ratio to it."""
+    cells = [case.title]
+    if case.has_limit:
+        limit = limit_figure(document, case)
+        cells.append(quantity(case, limit[0]) + f" {GENERATOR_BOUND}" * limit[1] if limit else FAILED)
     for peer in peers:
         found = figure(document, case, peer)
-        cells.append(figure_cell(case, found) if found else MISSING)
+        cells.append(figure_cell(case, found) if found else nothing(document, case, peer))
+    return cells
+
+
+def nothing(document: dict[str, Any], case: Case, peer: str) -> str:
+    """What stands in a cell without a figure."""
+    rows = [row for row in document["rows"] if row["case"] == case.name and row["peer"] == peer]
+    return MISSING if all("missing" in row for row in rows) else FAILED
+
+
+def cost_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[str]:
+    """One case: CPU time of the server per message."""
+    cells = [case.title]
+    for peer in peers:
+        found = figure(document, case, peer)
+        cells.append(f"{found.server_us:,.1f}" if found and found.server_us else nothing(document, case, peer))
     return cells
 
 
@@ -96,7 +136,9 @@ def latency_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[
     cells = [case.title]
     for peer in peers:
         found = figure(document, case, peer)
-        cells.append(f"{found.p50_us:,.0f} / {found.p99_us:,.0f}" if found and found.p50_us else MISSING)
+        cells.append(
+            f"{found.p50_us:,.0f} / {found.p99_us:,.0f}" if found and found.p50_us else nothing(document, case, peer)
+        )
     return cells
 
 

@@ -1,7 +1,7 @@
 """Runs the benchmarks: python benchmarks/run.py [--peers pyhv,picows] [--cases fan-100] [--seconds 3]
 
 The peers take turns within a case and the cases within a repeat, so that slow drift of the machine falls on
-all alike; the limit server runs right before each row. Only ratios of such neighbours mean anything.
+all alike; the limit server runs right before each WebSocket row. Only ratios of such neighbours mean anything.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from typing import Any
 
 import report
 from harness import machine
-from harness.cases import BENCHMARKS, CASES, LIMIT, PEERS, TOOLS, Case, Peer, limit_command
+from harness.cases import BENCHMARKS, CASES, GROUPS, LIMIT, PEERS, TOOLS, Case, Peer, limit_command
+from harness.http import NotServedError, make_files
 from harness.measure import Cores, measure
 from harness.process import HelperError, free_port
 
 
 def options_from(arguments: list[str]) -> argparse.Namespace:
     """The command line, with names checked against what there is."""
-    parser = argparse.ArgumentParser(description="WebSocket benchmarks: pyHV, its peers, and the limit.")
-    cases, peers = [case.name for case in CASES], [peer.name for peer in PEERS]
+    parser = argparse.ArgumentParser(description="Benchmarks: pyHV, its peers, and the limit.")
+    cases, peers = [case.name for case in CASES], list(dict.fromkeys(peer.name for peer in PEERS))
 
     def add(flag: str, meaning: str, **settings: Any) -> None:
         parser.add_argument(flag, help=meaning, **settings)
 
-    add("--cases", f"comma-separated, of: {', '.join(cases)}", default=",".join(cases))
+    add("--cases", f"comma-separated, of: {', '.join([*GROUPS, *cases])}", default=",".join(GROUPS))
     add("--peers", f"comma-separated, of: {', '.join(peers)}", default=",".join(peers))
     add("--seconds", "time measured per row (3)", type=float, default=3.0)
     add("--limit-seconds", "the same for the limit beside it (half of --seconds)", type=float)
@@ -40,7 +41,7 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
     add("--out", "where the result goes (results/DATE-TIME.json)", type=Path)
     add("--markdown", "print the tables at the end", action="store_true")
     options = parser.parse_args(arguments)
-    for given, known in ((options.cases, cases), (options.peers, peers)):
+    for given, known in ((options.cases, [*GROUPS, *cases]), (options.peers, peers)):
         for name in given.split(","):
             if name not in known:
                 parser.error(f"{name!r} is none of {', '.join(known)}")
@@ -63,27 +64,35 @@ def choose_peers(names: list[str]) -> tuple[list[Peer], dict[str, str]]:
     skipped = {peer.name: why for peer in PEERS if peer.name in names and (why := peer.why_not()) is not None}
     for name, why in skipped.items():
         print(f"{name}: skipped, {why}", file=sys.stderr)
-    by_name = {peer.name: peer for peer in PEERS if peer.name not in skipped}
-    return [by_name[name] for name in names if name in by_name], skipped
+    # In the order given; a name may stand for a server in each group.
+    chosen = [peer for name in names for peer in PEERS if peer.name == name]
+    return [peer for peer in chosen if peer.name not in skipped], skipped
 
 
 def measure_row(peer: Peer, case: Case, options: argparse.Namespace, cores: Cores) -> dict[str, Any]:
-    """The limit and then the peer, in one case; repeated while something else disturbs them."""
+    """The limit, where there is one, and then the peer, in one case; repeated while something else disturbs them."""
     row: dict[str, Any] = {"case": case.name, "peer": peer.name}
+    limit: dict[str, Any] | None = None
     try:
         for _ in range(options.tries):
+            if case.has_limit:
+                port = free_port()
+                limit = measure(limit_command(port, case.mode), port, case, options.limit_seconds, cores)
             port = free_port()
-            limit = measure(limit_command(port, case.mode), port, case, options.limit_seconds, cores)
-            port = free_port()
-            result = measure(peer.command(port, case.mode), port, case, options.seconds, cores)
-            disturbed = result["disturbed"] or limit["disturbed"]
+            result = measure(peer.command(port, case), port, case, options.seconds, cores)
+            disturbed = result["disturbed"] or bool(limit and limit["disturbed"])
             if not disturbed:
                 break
+    except NotServedError as missing:
+        return row | {"missing": str(missing)}
     except (HelperError, OSError) as error:
         # One server's failure, be it a refused connection, must not cost the rows of the others.
         return row | {"error": str(error)}
+    row |= {"to_limit": None, "disturbed": disturbed, "result": result}
+    if limit is None:
+        return row
     to_limit = case.performance(result[case.figure], limit[case.figure]) if case.against_limit else None
-    return row | {"to_limit": to_limit, "disturbed": disturbed, "result": result, LIMIT: limit}
+    return row | {"to_limit": to_limit, LIMIT: limit}
 
 
 def progress(row: dict[str, Any], case: Case) -> str:
@@ -91,11 +100,15 @@ def progress(row: dict[str, Any], case: Case) -> str:
     head = f"{row['repeat'] + 1}  {row['case']:14s} {row['peer']:18s} "
     if "error" in row:
         return head + f"FAILED: {row['error']}"
+    if "missing" in row:
+        return head + f"missing: {row['missing']}"
     result, ratio = row["result"], row["to_limit"]
     line = head + f"{result[case.figure]:>12,.0f}{case.unit:4s}"
     line += f" {ratio:6.2f} of the limit" if ratio is not None else " " * 20
     if "p99_us" in result:
         line += f"  p50 {result['p50_us']:,} p99 {result['p99_us']:,} µs"
+    if "server_us" in result:
+        line += f"  {result['server_us']:.1f} µs of CPU each"
     line += f"  CPU: server {result['server_cpu']:.0%} generator {result['generator_cpu']:.0%}"
     line += f" others {result['other_cpu']:.0%} steal {result['steal']:.0%}"
     return line + ("  DISTURBED" if row["disturbed"] else "")
@@ -105,14 +118,16 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for, as the document that is stored."""
     cores = choose_cores()
     peers, skipped = choose_peers(options.peers.split(","))
-    cases = [case for case in CASES if case.name in options.cases.split(",")]
+    chosen = options.cases.split(",")
+    cases = [case for case in CASES if case.name in chosen or case.group in chosen]
+    make_files()
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     # Asked before anything is measured: a missing version must not cost the measurements.
     about = {"when": when, "machine": machine.describe(), "versions": machine.versions(peers)}
     rows = []
     for repeat in range(options.repeat):
         for case in cases:
-            for peer in peers:
+            for peer in [peer for peer in peers if peer.group == case.group]:
                 row = measure_row(peer, case, options, cores) | {"repeat": repeat}
                 rows.append(row)
                 print(progress(row, case), file=sys.stderr, flush=True)
@@ -130,7 +145,7 @@ def main() -> int:
     """Measures, stores, prints; 1 when a row failed or nothing could be measured."""
     options = options_from(sys.argv[1:])
     signal.signal(signal.SIGTERM, end_on_signal)
-    for tool in ("wsload", "wslimit"):
+    for tool in ("wsload", "httpload", "wslimit"):
         if not (TOOLS / tool).exists():
             print(f"{tool} is not built: run benchmarks/setup.sh first", file=sys.stderr)
             return 1

@@ -1,4 +1,4 @@
-"""The cases that are measured and the peers that are compared."""
+"""The cases that are measured and the peers that are compared, in groups: WebSocket and HTTP."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ BENCHMARKS = Path(__file__).resolve().parent.parent
 TOOLS = BENCHMARKS / ".cache" / "target" / "release"
 LIMIT = "limit"
 MEMORY = "memory"
+#: The groups, which `--cases` takes for all cases in them.
+WEBSOCKET, HTTP = "websocket", "http"
+GROUPS = (WEBSOCKET, HTTP)
+#: What the file cases ask for; harness/http.py makes them.
+FILES = BENCHMARKS / ".cache" / "files"
 
 
 @dataclass(frozen=True)
@@ -19,23 +24,37 @@ class Case:
 
     name: str
     title: str
-    #: How the server answers: "echo" or "fan". The memory case uses an echo server.
+    group: str = WEBSOCKET
+    #: How a WebSocket server answers: "echo" or "fan". The memory case uses an echo server.
     mode: str = "echo"
     connections: int = 100
     #: Messages that each sender keeps in flight, and their length in bytes.
     depth: int = 1
     size: int = 64
+    #: What an HTTP request asks for, and the length of its body: 0 for a GET.
+    path: str = ""
+    post: int = 0
     #: The figure that counts, as a key of a result, and its unit in tables.
     figure: str = "msgs_per_s"
     unit: str = "/s"
     higher_is_better: bool = True
-    #: Whether a ratio to the limit says anything: the limit keeps nothing for an idle connection.
+    #: Whether a ratio to the limit says anything: the limit keeps nothing for an idle connection, and speaks no HTTP.
     against_limit: bool = True
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether the limit server is measured beside each row."""
+        return self.group == WEBSOCKET
 
     def performance(self, value: float, reference: float) -> float | None:
         """How many times as good `value` is as `reference`; above 1 is better, whatever the unit."""
         top, bottom = (value, reference) if self.higher_is_better else (reference, value)
         return top / bottom if bottom > 0 else None
+
+
+def _http(name: str, title: str, path: str, post: int = 0) -> Case:
+    """64 keep-alive connections, each with one request in flight."""
+    return Case(name, title, group=HTTP, connections=64, path=path, post=post, against_limit=False)
 
 
 CASES = (
@@ -62,6 +81,11 @@ CASES = (
         higher_is_better=False,
         against_limit=False,
     ),
+    _http("http-ping", "GET answered by a handler with 4 bytes", "/ping"),
+    _http("http-json", "GET answered by a handler with 1 KiB of JSON", "/json"),
+    _http("http-post-1k", "POST of 1 KiB, sent back by a handler", "/echo", post=1024),
+    _http("http-file-1k", "static file of 1 KiB", "/files/1k.bin"),
+    _http("http-file-1m", "static file of 1 MiB", "/files/1m.bin"),
 )
 
 
@@ -73,10 +97,12 @@ class Peer:
     script: str
     distributions: tuple[str, ...]
     arguments: tuple[str, ...] = ()
+    group: str = WEBSOCKET
 
-    def command(self, port: int, mode: str) -> list[str]:
-        """The command line that serves `mode` at `port`."""
-        return [sys.executable, str(BENCHMARKS / "peers" / self.script), str(port), mode, *self.arguments]
+    def command(self, port: int, case: Case) -> list[str]:
+        """The command line that serves `case` at `port`."""
+        what = str(FILES) if self.group == HTTP else case.mode
+        return [sys.executable, str(BENCHMARKS / "peers" / self.script), str(port), what, *self.arguments]
 
     def why_not(self) -> str | None:
         """Why this peer cannot run here, in one line; None when it can.
@@ -99,6 +125,13 @@ PEERS = (
     Peer("websockets-uvloop", "websockets_server.py", ("websockets", "uvloop"), ("uvloop",)),
     Peer("aiohttp", "aiohttp_server.py", ("aiohttp", "uvloop")),
     Peer("socketify", "socketify_server.py", ("socketify",)),
+    Peer("pyhv", "pyhv_http.py", ("pyhv",), group=HTTP),
+    Peer("aiohttp", "aiohttp_http.py", ("aiohttp", "uvloop"), group=HTTP),
+    Peer("starlette", "starlette_http.py", ("starlette", "uvicorn", "uvloop", "httptools"), group=HTTP),
+    Peer("granian-asgi", "granian_http.py", ("granian", "uvloop"), ("asgi",), group=HTTP),
+    Peer("granian-rsgi", "granian_http.py", ("granian", "uvloop"), ("rsgi",), group=HTTP),
+    Peer("robyn", "robyn_http.py", ("robyn",), group=HTTP),
+    Peer("socketify", "socketify_http.py", ("socketify",), group=HTTP),
 )
 
 
@@ -109,15 +142,12 @@ def limit_command(port: int, mode: str) -> list[str]:
 
 def load_command(case: Case, port: int, seconds: float) -> list[str]:
     """The command line of the load generator in one case."""
-    flags = {
-        "port": port,
-        "mode": case.mode,
-        "connections": case.connections,
-        "depth": case.depth,
-        "size": case.size,
-        "seconds": seconds,
-    }
+    flags: dict[str, object] = {"port": port, "connections": case.connections, "depth": case.depth, "seconds": seconds}
+    if case.group == HTTP:
+        flags |= {"path": case.path, "post": case.post}
+    else:
+        flags |= {"mode": case.mode, "size": case.size}
     return [
-        str(TOOLS / "wsload"),
+        str(TOOLS / ("httpload" if case.group == HTTP else "wsload")),
         *(word for name, value in flags.items() for word in (f"--{name}", str(value))),
     ]

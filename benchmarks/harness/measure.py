@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import memory
-from harness.cases import MEMORY, Case, load_command
+from harness.cases import HTTP, MEMORY, Case, load_command
+from harness.http import probe
 from harness.process import Helper, HelperError, cpu_seconds, machine_seconds
 
 #: Others' CPU (and steal), as a share of one core, above which a row counts as disturbed.
@@ -51,6 +52,7 @@ class Window:
         other = max(0.0, busy - server - generator_seconds - runner)
         return {
             "server_cpu": round(server / elapsed, 3),
+            "server_cpu_s": round(server, 3),
             "generator_cpu": round(generator_seconds / elapsed, 3),
             "other_cpu": round(other / elapsed, 3),
             "steal": round(steal / elapsed, 3),
@@ -59,9 +61,14 @@ class Window:
 
 
 def measure(command: list[str], port: int, case: Case, seconds: float, cores: Cores) -> Result:
-    """Starts a server and measures it in one case; raises HelperError when either side fails."""
+    """Starts a server and measures it in one case.
+
+    Raises HelperError when either side fails, NotServedError when the server has nothing for the case.
+    """
     with Helper(command, cores.server) as server:
         server.wait_for_port(port)
+        if case.group == HTTP:
+            probe(port, case)
         window = Window(server)
         if case.name == MEMORY:
             # The connections are this process's own; and what else runs takes no memory from the server.
@@ -70,7 +77,8 @@ def measure(command: list[str], port: int, case: Case, seconds: float, cores: Co
         result = run_generator(load_command(case, port, seconds), cores.generator, seconds)
         if server.process.poll() is not None:
             raise HelperError(f"server ended: {server.complaint()}")
-        return result | window.shares(result["cpu_s"])
+        result |= window.shares(result["cpu_s"])
+        return result | {"server_us": round(1e6 * result["server_cpu_s"] / result["msgs"], 3)}
 
 
 def run_generator(command: list[str], core: int, seconds: float) -> Result:

@@ -26,6 +26,8 @@ class Figure:
     p99_us: float | None
     #: Bytes per connection after a message went through it; only the memory case has it.
     used_bytes: float | None
+    #: CPU time of the server per message, in µs.
+    server_us: float | None
     #: Repeats that the medians are made of, and whether something else took CPU in each of them.
     repeats: int
     disturbed: bool
@@ -39,14 +41,15 @@ def measured_cases(document: Row) -> list[Case]:
     return [case for case in CASES if case.name in names]
 
 
-def measured_peers(document: Row) -> list[str]:
-    """The peers that a document has rows of, in the order in which they ran."""
-    return list(dict.fromkeys(row["peer"] for row in document["rows"]))
+def measured_peers(document: Row, cases: list[Case]) -> list[str]:
+    """The peers that a document has rows of in some of `cases`, in the order in which they ran."""
+    names = {case.name for case in cases}
+    return list(dict.fromkeys(row["peer"] for row in document["rows"] if row["case"] in names))
 
 
 def usable(document: Row, case: Case, peer: str) -> list[Row]:
-    """The rows to take a median of: the undisturbed ones, or all if each was disturbed; failed ones never."""
-    rows = [row for row in document["rows"] if row["case"] == case.name and row["peer"] == peer and "error" not in row]
+    """The rows to take a median of: the undisturbed ones, or all if each was disturbed; without a result never."""
+    rows = [row for row in document["rows"] if row["case"] == case.name and row["peer"] == peer and "result" in row]
     return [row for row in rows if not row["disturbed"]] or rows
 
 
@@ -62,6 +65,7 @@ def figure(document: Row, case: Case, peer: str) -> Figure | None:
         p50_us=_median_of(rows, "p50_us"),
         p99_us=_median_of(rows, "p99_us"),
         used_bytes=_median_of(rows, "used_bytes"),
+        server_us=_median_of(rows, "server_us"),
         repeats=len(rows),
         disturbed=any(row["disturbed"] for row in rows),
         generator_bound=median(row["result"]["generator_cpu"] for row in rows) > GENERATOR_BOUND_FROM,
@@ -70,7 +74,7 @@ def figure(document: Row, case: Case, peer: str) -> Figure | None:
 
 def limit_figure(document: Row, case: Case) -> tuple[float, bool] | None:
     """The median of the limit's measurements in one case, and whether the generator was as busy as it."""
-    rows = [row for row in document["rows"] if row["case"] == case.name and "error" not in row]
+    rows = [row for row in document["rows"] if row["case"] == case.name and LIMIT in row]
     rows = [row[LIMIT] for row in rows if not row["disturbed"]] or [row[LIMIT] for row in rows]
     if not rows:
         return None

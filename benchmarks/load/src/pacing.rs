@@ -138,12 +138,16 @@ impl Phase {
 
 /// The figures of a finished run, as the members of a JSON object without its braces.
 ///
+/// `received`: what each connection received while measuring. `since_the_beginning`: what all have received in all
+/// phases, to set the server's CPU time against.
+///
 /// # Errors
 /// When there is nothing to make figures of.
 #[allow(clippy::cast_precision_loss)] // counts far below 2^53
 pub fn figures(
     phase: Phase,
     received: impl ExactSizeIterator<Item = u64> + Clone,
+    since_the_beginning: u64,
     latencies: &Histogram,
     connect_seconds: f64,
 ) -> Result<String, String> {
@@ -162,7 +166,7 @@ pub fn figures(
     let cpu_seconds = cpu.tv_sec as f64 + cpu.tv_nsec as f64 * 1e-9;
     let [p50, p99, p999] = [500, 990, 999].map(|permille| latencies.percentile(permille));
     Ok(format!(
-        "\"seconds\":{elapsed:.3},\"msgs_per_s\":{:.0},\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\
+        "\"seconds\":{elapsed:.3},\"msgs\":{since_the_beginning},\"msgs_per_s\":{:.0},\"p50_us\":{p50},\"p99_us\":{p99},\"p999_us\":{p999},\
          \"least_share\":{least:.3},\"connect_s\":{connect_seconds:.3},\"cpu_s\":{cpu_seconds:.3}",
         total as f64 / elapsed,
     ))
@@ -235,9 +239,9 @@ mod tests {
     fn a_run_without_answers_has_no_figures() {
         let now = Instant::now();
         let phase = Phase::Measuring { since: now, until: now };
-        assert!(figures(phase, [0_u64, 0].into_iter(), &Histogram::default(), 0.0).is_err());
-        assert!(figures(Phase::begin(), [1_u64].into_iter(), &Histogram::default(), 0.0).is_err());
-        let line = figures(phase, [1_u64, 3].into_iter(), &Histogram::default(), 0.0).unwrap();
+        assert!(figures(phase, [0_u64, 0].into_iter(), 0, &Histogram::default(), 0.0).is_err());
+        assert!(figures(Phase::begin(), [1_u64].into_iter(), 1, &Histogram::default(), 0.0).is_err());
+        let line = figures(phase, [1_u64, 3].into_iter(), 9, &Histogram::default(), 0.0).unwrap();
         assert!(line.contains("\"least_share\":0.500"), "{line}");
     }
 }

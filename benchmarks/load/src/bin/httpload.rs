@@ -2,8 +2,8 @@
 //!
 //! Every request of a run is the same bytes, a write repeats them straight from one shared block, and bodies that come
 //! back are counted and skipped. Closed-loop, in the phases of [`pyhv_load::pacing`]; prints one line of JSON. A server
-//! that closes a connection, answers with another status than 200, without Content-Length, or with a body of another
-//! length than the first ends the run with an error; of a POST the body must be the one that was sent.
+//! that closes a connection, answers with another status than 200, or with a body of another length than the first, ends
+//! the run with an error. A POST must come back byte by byte.
 
 use std::error::Error;
 use std::io::{ErrorKind, Read};
@@ -200,7 +200,8 @@ fn run(options: &Options) -> Result<String> {
         }
     }
     let counts = run.connections.iter().map(|connection| connection.received_measured);
-    let figures = figures(run.phase, counts, &run.latencies, connect_seconds)?;
+    let total = run.connections.iter().map(|connection| connection.received).sum();
+    let figures = figures(run.phase, counts, total, &run.latencies, connect_seconds)?;
     let Options { connections, depth, .. } = options;
     Ok(format!("{{\"connections\":{connections},\"depth\":{depth},{figures}}}"))
 }

@@ -250,7 +250,8 @@ fn run(options: &Options) -> Result<String> {
         }
     }
     let counts = run.connections.iter().map(|connection| connection.received_measured);
-    let figures = figures(run.phase, counts, &run.latencies, connect_seconds)?;
+    let total = run.connections.iter().map(|connection| connection.received).sum();
+    let figures = figures(run.phase, counts, total, &run.latencies, connect_seconds)?;
     let Options { mode, connections, depth, size, .. } = options;
     let mode = mode.name();
     Ok(format!("{{\"mode\":\"{mode}\",\"connections\":{connections},\"depth\":{depth},\"size\":{size},{figures}}}"))
