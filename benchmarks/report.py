@@ -51,8 +51,8 @@ def tables(document: dict[str, Any], cases: list[Case], base: str) -> list[str]:
         ]
     if cases[0].group == HTTP:
         parts += [
-            "CPU time of the server per request, in µs:",
-            table(["case", *peers], [cost_row(document, case, peers) for case in cases]),
+            f"CPU time of the server per request in µs, and in parentheses how many times that of `{base}`:",
+            table(["case", *peers], [cost_row(document, case, peers, base) for case in cases]),
         ]
     if timed:
         parts += [
@@ -109,12 +109,17 @@ def nothing(document: dict[str, Any], case: Case, peer: str) -> str:
     return MISSING if all("missing" in row for row in rows) else FAILED
 
 
-def cost_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[str]:
-    """One case: CPU time of the server per message."""
+def cost_row(document: dict[str, Any], case: Case, peers: list[str], base: str) -> list[str]:
+    """One case: CPU time of the server per message, and its ratio to that of the base."""
     cells = [case.title]
+    reference = figure(document, case, base)
     for peer in peers:
         found = figure(document, case, peer)
-        cells.append(f"{found.server_us:,.1f}" if found and found.server_us else nothing(document, case, peer))
+        if not found or not found.server_us:
+            cells.append(nothing(document, case, peer))
+            continue
+        compared = peer != base and reference and reference.server_us
+        cells.append(f"{found.server_us:,.1f}" + (f" ({found.server_us / compared:.2f})" if compared else ""))
     return cells
 
 

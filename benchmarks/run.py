@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 from datetime import datetime, timezone
@@ -20,7 +19,7 @@ import report
 from harness import machine
 from harness.cases import BENCHMARKS, CASES, GROUPS, LIMIT, PEERS, TOOLS, Case, Peer, limit_command
 from harness.http import NotServedError, make_files
-from harness.measure import Cores, measure
+from harness.measure import Cores, choose_cores, measure, wait_for_quiet
 from harness.process import HelperError, free_port
 
 
@@ -38,6 +37,7 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
     add("--limit-seconds", "the same for the limit beside it (half of --seconds)", type=float)
     add("--repeat", "passes over all rows; medians are taken over them (3)", type=int, default=3)
     add("--tries", "measurements of a row until one is undisturbed (2)", type=int, default=2)
+    add("--patience", "seconds to wait before a row for a machine that does nothing else (0)", type=float, default=0.0)
     add("--out", "where the result goes (results/DATE-TIME.json)", type=Path)
     add("--markdown", "print the tables at the end", action="store_true")
     options = parser.parse_args(arguments)
@@ -49,14 +49,6 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
         parser.error("--seconds, --repeat and --tries must be positive")
     options.limit_seconds = options.limit_seconds or options.seconds / 2
     return options
-
-
-def choose_cores() -> Cores:
-    """The first two cores that this process may use."""
-    allowed = sorted(os.sched_getaffinity(0))
-    if len(allowed) < 2:
-        print("one core only: server and generator share it, the figures mean little", file=sys.stderr)
-    return Cores(server=allowed[0], generator=allowed[min(1, len(allowed) - 1)])
 
 
 def choose_peers(names: list[str]) -> tuple[list[Peer], dict[str, str]]:
@@ -75,6 +67,7 @@ def measure_row(peer: Peer, case: Case, options: argparse.Namespace, cores: Core
     limit: dict[str, Any] | None = None
     try:
         for _ in range(options.tries):
+            wait_for_quiet(options.patience)
             if case.has_limit:
                 port = free_port()
                 limit = measure(limit_command(port, case.mode), port, case, options.limit_seconds, cores)
@@ -131,7 +124,7 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
                 row = measure_row(peer, case, options, cores) | {"repeat": repeat}
                 rows.append(row)
                 print(progress(row, case), file=sys.stderr, flush=True)
-    settings = {name: getattr(options, name) for name in ("seconds", "limit_seconds", "repeat", "tries")}
+    settings = {name: getattr(options, name) for name in ("seconds", "limit_seconds", "repeat", "tries", "patience")}
     settings |= {"server_core": cores.server, "generator_core": cores.generator}
     return about | {"settings": settings, "skipped": skipped, "rows": rows}
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,9 @@ DISTURBED_FROM = 0.10
 #: How much longer than asked for a generator may take: connecting, priming, a server that lags.
 GENERATOR_GRACE = 60.0
 
+#: How long a look at the machine takes that `wait_for_quiet` makes.
+GLANCE = 0.3
+
 Result = dict[str, Any]
 
 
@@ -27,6 +32,25 @@ class Cores:
 
     server: int
     generator: int
+
+
+def choose_cores() -> Cores:
+    """The first two cores that this process may use."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        print("one core only: server and generator share it, the figures mean little", file=sys.stderr)
+    return Cores(server=allowed[0], generator=allowed[min(1, len(allowed) - 1)])
+
+
+def wait_for_quiet(patience: float) -> None:
+    """Returns when others take less of the machine than would disturb a row, or after `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        began, (busy, steal) = time.monotonic(), machine_seconds()
+        time.sleep(GLANCE)
+        now_busy, now_steal = machine_seconds()
+        if (now_busy + now_steal - busy - steal) / (time.monotonic() - began) < DISTURBED_FROM:
+            return
 
 
 class Window:

@@ -1,4 +1,7 @@
-"""Robyn as an HTTP peer: python robyn_http.py PORT DIRECTORY   (plain functions, which it runs faster than coroutines)"""
+"""Robyn as an HTTP peer: python robyn_http.py PORT DIRECTORY
+
+Plain functions: it runs them faster than coroutines.
+"""
 
 import sys
 

@@ -11,13 +11,15 @@ pub mod pacing;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// How the server under test answers: each message to its sender, or each message to everybody.
+/// What the server under test does: each message back to its sender, or to everybody, or it speaks unasked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// A message goes back to the connection that sent it.
     Echo,
     /// A message goes to every connection, the sender too.
     Fan,
+    /// The server sends on its own, the same to every connection.
+    Listen,
 }
 
 impl Mode {
@@ -27,6 +29,7 @@ impl Mode {
         match self {
             Self::Echo => "echo",
             Self::Fan => "fan",
+            Self::Listen => "listen",
         }
     }
 }
@@ -38,7 +41,8 @@ impl std::str::FromStr for Mode {
         match word {
             "echo" => Ok(Self::Echo),
             "fan" => Ok(Self::Fan),
-            _ => Err("is neither echo nor fan".to_owned()),
+            "listen" => Ok(Self::Listen),
+            _ => Err("is none of echo, fan and listen".to_owned()),
         }
     }
 }

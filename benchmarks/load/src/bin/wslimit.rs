@@ -250,7 +250,13 @@ fn main() -> ExitCode {
     }
     let options = Flags::parse(arguments.into_iter(), &["port", "host", "mode"]).and_then(|flags| {
         let host: IpAddr = flags.get("host", IpAddr::from([127, 0, 0, 1]))?;
-        Ok((SocketAddr::new(host, flags.required("port")?), flags.get("mode", Mode::Echo)?))
+        Ok((
+            SocketAddr::new(host, flags.required("port")?),
+            match flags.get("mode", Mode::Echo)? {
+                Mode::Listen => return Err("--mode listen: this server never speaks unasked".to_owned()),
+                mode => mode,
+            },
+        ))
     });
     let (address, mode) = match options {
         Ok(options) => options,

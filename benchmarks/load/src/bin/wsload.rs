@@ -26,8 +26,9 @@ wsload: WebSocket load generator; prints one line of JSON
   --port N          port of the server (required)
   --host NAME       its address (127.0.0.1)
   --path PATH       path of its WebSocket (/chat)
-  --mode echo|fan   echo: every connection sends and gets its own messages back (default);
-                    fan: the first connection publishes, every connection counts what it gets
+  --mode MODE       echo: every connection sends and gets its own messages back (default);
+                    fan: the first connection publishes, every connection counts what it gets;
+                    listen: nobody sends, every connection counts what it gets
   --connections N   how many (100)
   --depth N         messages that each sender keeps in flight (1)
   --size BYTES      length of the text in each message (64)
@@ -179,7 +180,11 @@ impl Run {
         let connection = &mut self.connections[index];
         self.waiting -= usize::from(connection.received == 0);
         connection.received += u64::from(messages);
-        let expected = if self.mode == Mode::Fan { self.published } else { connection.sender.sent };
+        let expected = match self.mode {
+            Mode::Echo => connection.sender.sent,
+            Mode::Fan => self.published,
+            Mode::Listen => u64::MAX,
+        };
         if connection.received > expected {
             return Err(format!("{} messages received of {expected} sent", connection.received).into());
         }
@@ -187,7 +192,7 @@ impl Run {
         if measuring {
             connection.received_measured += u64::from(messages);
         }
-        if self.mode == Mode::Echo || index == 0 {
+        if self.mode == Mode::Echo || (self.mode == Mode::Fan && index == 0) {
             // One clock reading a batch: the messages of one read arrived together.
             let now = Instant::now();
             connection.sender.answered(messages, now, |latency| {
@@ -227,7 +232,11 @@ fn run(options: &Options) -> Result<String> {
         poll.registry().register(&mut connection.stream, Token(index), interest)?;
     }
     let depth = u32::try_from(options.depth)?;
-    let senders = if options.mode == Mode::Fan { 1 } else { options.connections };
+    let senders = match options.mode {
+        Mode::Echo => options.connections,
+        Mode::Fan => 1,
+        Mode::Listen => 0,
+    };
     for connection in &mut run.connections[..senders] {
         connection.sender.queue(depth, Instant::now(), &run.outgoing);
         run.published += u64::from(depth);

@@ -1,0 +1,221 @@
+"""A program that owns its main loop, at 60 Hz: python benchmarks/main_loop.py [--cases echo] [--clients 1000]
+
+Each peer runs frames of some milliseconds of Python with a WebSocket server beside them (peers/frames.py): alone, with
+clients that each send a message per frame and get it echoed, with a broadcast of 200 bytes per frame to all of them,
+and as a crowd: many idle connections, of which a tenth as many more are active. What the network costs is the
+difference to the frames alone, measured in the same pass. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import select
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import report
+from harness.cases import BENCHMARKS, TOOLS
+from harness.measure import GENERATOR_GRACE, Cores, choose_cores, wait_for_quiet
+from harness.memory import REQUEST, settled
+from harness.process import Helper, HelperError, free_port
+
+PEERS = {"pyhv": "frames_pyhv.py", "picows-thread": "frames_picows.py"}
+IDLE, ECHO, BROADCAST, CROWD = "idle", "echo", "broadcast", "crowd"
+CASES = (IDLE, ECHO, BROADCAST, CROWD)
+#: Connections from one address of the client side: fewer than the ports that Linux has for them by default.
+PER_ADDRESS = 20_000
+#: Descriptors that a process needs besides those of the crowd.
+SPARE_FILES = 200
+#: The generator outlasts the server's measurement: warm-up, settling, and a second to spare.
+LONGER = 3.0
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line."""
+
+    cases: list[str]
+    peers: list[str]
+    clients: int
+    crowd: int
+    seconds: float
+    repeat: int
+    patience: float
+    json: Path | None
+
+
+def options_from(arguments: list[str]) -> Options:
+    """The command line, with names checked against what there is."""
+    parser = argparse.ArgumentParser(description="What a server costs a main loop of 60 frames a second.")
+    parser.add_argument("--cases", default=",".join(CASES), help=f"comma-separated, of: {', '.join(CASES)}")
+    parser.add_argument("--peers", default=",".join(PEERS), help=f"comma-separated, of: {', '.join(PEERS)}")
+    parser.add_argument("--clients", type=int, default=1000, help="clients of echo and broadcast (1000)")
+    parser.add_argument("--crowd", type=int, default=50_000, help="idle connections of the crowd (50000)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="time measured per row (5)")
+    parser.add_argument("--repeat", type=int, default=3, help="passes over all rows (3)")
+    parser.add_argument(
+        "--patience", type=float, default=0.0, help="seconds to wait before a row for a quiet machine (0)"
+    )
+    parser.add_argument("--json", type=Path, help="a file for all rows")
+    given = parser.parse_args(arguments)
+    cases, peers = given.cases.split(","), given.peers.split(",")
+    for name in [name for name in cases if name not in CASES] + [name for name in peers if name not in PEERS]:
+        parser.error(f"{name!r} is none of {', '.join([*CASES, *PEERS])}")
+    crowd = min(given.crowd, allowed_files() - SPARE_FILES - given.crowd // 10) if CROWD in cases else 0
+    if crowd < given.crowd and CROWD in cases:
+        print(f"a crowd of {crowd:,} instead of {given.crowd:,}: the limit of open files", file=sys.stderr)
+    return Options(cases, peers, given.clients, crowd, given.seconds, given.repeat, given.patience, given.json)
+
+
+def allowed_files() -> int:
+    """Raises the limit of open files as far as it may be raised, for this process and its helpers."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    for limit in (most, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        except (ValueError, PermissionError):
+            continue  # only root may go past the hard limit
+        return limit
+    return hard
+
+
+def idle_connections(port: int, count: int, opened: ExitStack) -> None:
+    """Opens WebSockets that stay silent, from several addresses: one has not ports enough."""
+    for number in range(count):
+        source = f"127.0.0.{2 + number // PER_ADDRESS}"
+        connection = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(source, 0))
+        opened.enter_context(connection)
+        connection.sendall(REQUEST)
+        if not connection.recv(4096).startswith(b"HTTP/1.1 101 "):
+            raise HelperError(f"connection {number}: handshake refused")
+
+
+def measure(peer: str, case: str, options: Options, cores: Cores) -> Row:
+    """One peer in one case."""
+    port = free_port()
+    active = {IDLE: 0, CROWD: options.crowd // 10}.get(case, options.clients)
+    total = active + (options.crowd if case == CROWD else 0)
+    mode = BROADCAST if case == BROADCAST else ECHO
+    script = str(BENCHMARKS / "peers" / PEERS[peer])
+    command = [sys.executable, script, str(port), mode, str(total), str(options.seconds)]
+    row: Row = {"peer": peer, "case": case}
+    patience = options.seconds + LONGER + GENERATOR_GRACE
+    with ExitStack() as stack:
+        server = stack.enter_context(Helper(command, cores.server, stdout=subprocess.PIPE))
+        server.wait_for_port(port)
+        if case == CROWD:
+            before = settled(server)
+            idle_connections(port, options.crowd, stack)
+            row["idle_bytes"] = round((settled(server) - before) / options.crowd)
+        if not active:
+            return row | figures(server, patience)
+        size = 200 if case == BROADCAST else 64
+        flags = {
+            "port": port,
+            "mode": "listen" if case == BROADCAST else "echo",
+            "connections": active,
+            "size": size,
+            "seconds": options.seconds + LONGER,
+        }
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        load = [str(TOOLS / "wsload"), *words]
+        generator = stack.enter_context(Helper(load, cores.generator, stdout=subprocess.PIPE))
+        row |= figures(server, patience)
+        try:
+            output, _ = generator.process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            raise HelperError("the generator does not end") from None
+        if generator.process.returncode:
+            raise HelperError(generator.complaint())
+        sent = json.loads(output)
+        return row | {"msgs_per_s": sent["msgs_per_s"], "p50_us": sent["p50_us"], "p99_us": sent["p99_us"]}
+
+
+def figures(server: Helper, patience: float) -> Row:
+    """The line that a frames program prints when it has measured."""
+    assert server.process.stdout is not None  # Helper was given a pipe
+    if not select.select([server.process.stdout], [], [], patience)[0]:
+        raise HelperError("the clients are not there, or the frames do not end")
+    line = server.process.stdout.readline()
+    if not line:
+        server.process.wait()
+        raise HelperError(f"server ended: {server.complaint()}")
+    row: Row = json.loads(line)
+    return row
+
+
+def middle(rows: list[Row], key: str) -> float:
+    """The median of a figure over the repeats."""
+    found: float = median(row[key] for row in rows)
+    return found
+
+
+def table(rows: list[Row], options: Options) -> str:
+    """All cases as Markdown."""
+    titles = {
+        ECHO: f"{options.clients:,} messages each way per frame",
+        BROADCAST: f"200 B to {options.clients:,} per frame",
+        CROWD: f"{options.crowd:,} idle, {options.crowd // 10:,} more active",
+    }
+    lines = []
+    for case in [case for case in options.cases if case != IDLE]:
+        for peer in options.peers:
+            mine = [row for row in rows if row["peer"] == peer and row["case"] == case]
+            alone = [row for row in rows if row["peer"] == peer and row["case"] == IDLE]
+            if not mine or not alone:
+                lines.append([titles[case], peer, *["failed"] * 6])
+                continue
+            echo_p99 = f"{middle(mine, 'p99_us') / 1e3:.1f} ms" if case != BROADCAST else "-"
+            lines.append(
+                [
+                    titles[case],
+                    peer,
+                    f"{middle(mine, 'process_ms') - middle(alone, 'process_ms'):.2f} ms",
+                    f"{middle(mine, 'network_ms') - middle(alone, 'network_ms'):.2f} ms",
+                    echo_p99,
+                    f"{middle(mine, 'end_p99_ms'):.1f} ms ({middle(alone, 'end_p99_ms'):.1f})",
+                    f"{middle(mine, 'msgs_per_s') / 60:,.0f}",
+                    f"{middle(mine, 'idle_bytes'):,.0f} B" if case == CROWD else "-",
+                ]
+            )
+    header = ["case", "peer", "CPU of the process per frame, over idle", "of it on the main thread", "echo p99"]
+    header += ["end of frame p99 (idle)", "messages received per frame", "memory per idle connection"]
+    return report.table(header, lines)
+
+
+def main() -> int:
+    """Measures and prints; 1 when a row failed."""
+    options = options_from(sys.argv[1:])
+    cores = choose_cores()
+    rows, failed = [], False
+    for _ in range(options.repeat):
+        for case in dict.fromkeys([IDLE, *options.cases]):
+            for peer in options.peers:
+                wait_for_quiet(options.patience)
+                try:
+                    row = measure(peer, case, options, cores)
+                except (HelperError, OSError) as error:
+                    failed = True
+                    print(f"{peer}, {case}: FAILED: {error}", file=sys.stderr)
+                    continue
+                rows.append(row)
+                print(json.dumps(row), file=sys.stderr, flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows, options))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
