@@ -71,7 +71,8 @@ def options_from(arguments: list[str]) -> Options:
     cases, peers = given.cases.split(","), given.peers.split(",")
     for name in [name for name in cases if name not in CASES] + [name for name in peers if name not in PEERS]:
         parser.error(f"{name!r} is none of {', '.join([*CASES, *PEERS])}")
-    crowd = min(given.crowd, allowed_files() - SPARE_FILES - given.crowd // 10) if CROWD in cases else 0
+    # The server holds the idle ones and a tenth as many active ones.
+    crowd = min(given.crowd, (allowed_files() - SPARE_FILES) * 10 // 11) if CROWD in cases else 0
     if crowd < given.crowd and CROWD in cases:
         print(f"a crowd of {crowd:,} instead of {given.crowd:,}: the limit of open files", file=sys.stderr)
     return Options(cases, peers, given.clients, crowd, given.seconds, given.repeat, given.patience, given.json)

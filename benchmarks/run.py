@@ -51,13 +51,13 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def choose_peers(names: list[str]) -> tuple[list[Peer], dict[str, str]]:
-    """The peers that can run here, and why the others cannot."""
-    skipped = {peer.name: why for peer in PEERS if peer.name in names and (why := peer.why_not()) is not None}
+def choose_peers(names: list[str], groups: set[str]) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that can run here, of those that have something for a case, and why the others cannot."""
+    # In the order given; a name may stand for a server in each group.
+    chosen = [peer for name in names for peer in PEERS if peer.name == name and peer.group in groups]
+    skipped = {peer.name: why for peer in chosen if (why := peer.why_not()) is not None}
     for name, why in skipped.items():
         print(f"{name}: skipped, {why}", file=sys.stderr)
-    # In the order given; a name may stand for a server in each group.
-    chosen = [peer for name in names for peer in PEERS if peer.name == name]
     return [peer for peer in chosen if peer.name not in skipped], skipped
 
 
@@ -110,9 +110,9 @@ def progress(row: dict[str, Any], case: Case) -> str:
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for, as the document that is stored."""
     cores = choose_cores()
-    peers, skipped = choose_peers(options.peers.split(","))
     chosen = options.cases.split(",")
     cases = [case for case in CASES if case.name in chosen or case.group in chosen]
+    peers, skipped = choose_peers(options.peers.split(","), {case.group for case in cases})
     make_files()
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     # Asked before anything is measured: a missing version must not cost the measurements.
