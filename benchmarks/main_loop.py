@@ -132,7 +132,11 @@ def measure(peer: str, case: str, options: Options, cores: Cores) -> Row:
         words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
         load = [str(TOOLS / "wsload"), *words]
         generator = stack.enter_context(Helper(load, cores.generator, stdout=subprocess.PIPE))
-        row |= figures(server, patience)
+        try:
+            row |= figures(server, patience)
+        except HelperError as error:
+            # Clients that never came are the generator's to explain.
+            raise HelperError(generator.complaint() if generator.process.poll() else str(error)) from None
         try:
             output, _ = generator.process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
@@ -162,6 +166,11 @@ def middle(rows: list[Row], key: str) -> float:
     return found
 
 
+def over(rows: list[Row], idle: list[Row], key: str) -> float:
+    """What a figure exceeds that of the frames alone by; noise may put it below."""
+    return max(0.0, middle(rows, key) - middle(idle, key))
+
+
 def table(rows: list[Row], options: Options) -> str:
     """All cases as Markdown."""
     titles = {
@@ -182,8 +191,8 @@ def table(rows: list[Row], options: Options) -> str:
                 [
                     titles[case],
                     peer,
-                    f"{middle(mine, 'process_ms') - middle(alone, 'process_ms'):.2f} ms",
-                    f"{middle(mine, 'network_ms') - middle(alone, 'network_ms'):.2f} ms",
+                    f"{over(mine, alone, 'process_ms'):.2f} ms",
+                    f"{over(mine, alone, 'network_ms'):.2f} ms",
                     echo_p99,
                     f"{middle(mine, 'end_p99_ms'):.1f} ms ({middle(alone, 'end_p99_ms'):.1f})",
                     f"{middle(mine, 'msgs_per_s') / 60:,.0f}",

@@ -71,7 +71,8 @@ def run(network: Network) -> None:
     while True:
         cpu = time.thread_time()
         answered = network.answer()
-        if case == "broadcast":
+        # Not before all are there: a generator that still connects does not read.
+        if case == "broadcast" and network.clients() >= clients:
             network.broadcast(MESSAGE)
         network_cpu = time.thread_time() - cpu
         work()
