@@ -10,60 +10,12 @@ The client closes its sending side behind it, so that a server that keeps the co
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 
 import pytest
 
-from pyhv import HttpRequest, HttpResponse
-from support import HOST, Answer, EchoServer, RawClient, build_frame, serving
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A request as a handler got it."""
-
-    method: str
-    url: str
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def brief(self) -> tuple[str, str, bytes]:
-        return self.method, self.url, self.body
-
-
-class CatchAllServer(EchoServer):
-    """Records every request and every WebSocket, whatever its path; answers with the body's length."""
-
-    def on_init(self) -> None:
-        self.seen: list[Seen] = []
-        self.any("/", self.take)
-        self.any("/*rest", self.take)
-
-    def take(self, req: HttpRequest, resp: HttpResponse) -> None:
-        self.seen.append(Seen(req.method, req.url, dict(req.headers), req.body))
-        resp.text(str(len(req.body)))
-
-
-class Target:
-    """The server on a thread of its own, and a bystander whose connection is kept."""
-
-    def __init__(self, server: CatchAllServer, port: int) -> None:
-        self.server = server
-        self.port = port
-        self.bystander = RawClient(port, upgrade=False)
-
-    def seen(self) -> list[Seen]:
-        """What handlers got since the last call. The bystander's request stands behind all of it in the inbox."""
-        self.bystander.request("GET", "/bystander")
-        assert self.bystander.read_answer().status == 200, "the bystander is not served"
-        seen, self.server.seen[:] = list(self.server.seen), []
-        assert seen.pop().url == "/bystander"
-        assert self.server.record.count("error") == 0
-        return seen
+from support import build_frame, serving
+from support_http import CatchAllServer, Target, answers_in, exchange, get, head
 
 
 @pytest.fixture(scope="module")
@@ -84,44 +36,8 @@ def nothing_left(request: pytest.FixtureRequest) -> None:
         target.server.record.calls.clear()
 
 
-def answers_in(data: bytes, *, heads: frozenset[int] = frozenset()) -> list[Answer]:
-    """The responses in what a connection sent until its end. `heads`: the numbers of those that answer HEAD."""
-    found: list[Answer] = []
-    while data:
-        head, gap, data = data.partition(b"\r\n\r\n")
-        assert gap, f"the connection ended within a head: {head!r}"
-        first, *lines = head.decode("latin-1").split("\r\n")
-        assert first.startswith("HTTP/1."), first
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        status = int(first.split()[1])
-        bare = len(found) in heads or status in (100, 101, 204, 304)
-        length = 0 if bare else int(headers.get("content-length", 0))
-        found.append(Answer(status, headers, data[:length]))
-        data = data[length:]
-    return found
-
-
-def exchange(port: int, data: bytes, *, bytewise: bool = False) -> bytes:
-    """Sends `data` and then the end of it (RFC 9112 section 9.6); returns all that the server sends until its end."""
-    with RawClient(port, upgrade=False) as raw:
-        with suppress(OSError):  # refused before its end
-            for piece in (data[i : i + 1] for i in range(len(data))) if bytewise else (data,):
-                raw.send_bytes(piece)
-            raw.socket.shutdown(socket.SHUT_WR)
-        return raw.read_to_end()
-
-
-def head(line: bytes, *fields: bytes, host: bytes = b"Host: x") -> bytes:
-    """A request's head. `host`: its Host field, b"" for none."""
-    return b"\r\n".join([line, *([host] if host else []), *fields, b"", b""])
-
-
 def post(*fields: bytes) -> bytes:
     return head(b"POST /first HTTP/1.1", *fields)
-
-
-def get(line: bytes = b"GET /first HTTP/1.1", *fields: bytes) -> bytes:
-    return head(line, *fields)
 
 
 SMUGGLED = get(b"GET /smuggled HTTP/1.1")
@@ -169,7 +85,7 @@ REFUSED: dict[str, bytes] = {
     "9110-8.6 length with a fraction": length(b"5.0"),
     "9110-8.6 length with an exponent": length(b"5e0"),
     "9110-8.6 length with an underscore": length(b"0_5"),
-    "9110-8.6 length in other digits": length("٥".encode()),
+    "9110-8.6 length in other digits": length("\u0665".encode()),
     "9110-8.6 quoted length": length(b'"5"'),
     "9110-8.6 length with a parameter": length(b"5;a"),
     "9110-8.6 length behind a form feed": length(b"\x0c5"),
@@ -245,7 +161,6 @@ REFUSED: dict[str, bytes] = {
     "7.1 less data than the size": chunks(b"6\r\nhello\r\n" + LAST),
     "7.1 last chunk ends in LF": chunks(b"5\r\nhello\r\n0\n\r\n"),
     "7.1 last chunk and end are LF": chunks(b"0\n\n"),
-    "7.1 end of the body is LF": chunks(b"5\r\nhello\r\n0\r\n\n"),
     "7.1.1 extension with LF": chunks(b"5;a\nhello\r\n" + LAST),
     "7.1.1 extension with CR": chunks(b"5;a\rb\r\nhello\r\n" + LAST),
     "7.1.1 extension without a semicolon": chunks(b"5=a\r\nhello\r\n" + LAST),
@@ -255,7 +170,6 @@ REFUSED: dict[str, bytes] = {
     "7.1.2 trailer with a space before the colon": chunks(b"0\r\nX : a\r\n\r\n"),
     "7.1.2 trailer with NUL": chunks(b"0\r\nX: a\0\r\n\r\n"),
     "7.1.2 trailer with CR": chunks(b"0\r\nX: a\rb\r\n\r\n"),
-    "7.1.2 trailer that ends in LF": chunks(b"0\r\nX: a\n\r\n"),
     "7.1.2 folded trailer": chunks(b"0\r\nX: a\r\n b\r\n\r\n"),
     "7.1.2 trailer of 20 KiB": chunks(b"0\r\nX: " + b"a" * 20480 + b"\r\n\r\n"),
     "7.1.2 300 trailers": chunks(b"0\r\n" + b"X: a\r\n" * 300 + b"\r\n"),
@@ -320,7 +234,6 @@ ALSO: dict[str, tuple[int, ...]] = {
 
 # What hyper takes and we do not refuse yet.
 CODINGS = "a transfer coding beside one chunked is taken, the content handed over undecoded"
-TRAILERS = "hyper ends trailers at a bare LF and then swallows the next request"
 HOSTS = "the value of Host is not looked at"
 NOT_YET: dict[str, str] = {
     "6.1 chunked twice in a list": CODINGS,
@@ -329,8 +242,6 @@ NOT_YET: dict[str, str] = {
     "6.1 identity, chunked in two lines": CODINGS,
     "6.1 unknown coding, chunked": CODINGS,
     "6.1 gzip, chunked": CODINGS,
-    "7.1 end of the body is LF": TRAILERS,
-    "7.1.2 trailer that ends in LF": TRAILERS,
     "9110-4.2.4 userinfo in the target": "userinfo in an absolute target is ignored",
     "9110-7.4 absolute form with another scheme": "the scheme of an absolute target is ignored",
     "9110-9.3.6 CONNECT of a path": "CONNECT with a path reaches a handler for any method",
@@ -431,7 +342,10 @@ SERVED: dict[str, tuple[bytes, tuple[str, str, bytes]]] = {
     ),
     "9110-5.5 bytes above 127 in a value": (get(b"GET /first HTTP/1.1", b"X: a\x80\xff"), PLAIN),
     "7.1 chunks": (chunks(HELLO), FIRST),
-    "7.1 chunk size in upper and lower case": (chunks(b"A\r\n0123456789\r\na\r\n0123456789\r\n" + LAST), ("POST", "/first", b"0123456789" * 2)),
+    "7.1 chunk size in upper and lower case": (
+        chunks(b"A\r\n0123456789\r\na\r\n0123456789\r\n" + LAST),
+        ("POST", "/first", b"0123456789" * 2),
+    ),
     "7.1 chunk size with zeros": (chunks(b"0" * 30 + HELLO), FIRST),
     "7.1 last chunk of many zeros": (chunks(b"5\r\nhello\r\n0000\r\n\r\n"), FIRST),
     "7.1.1 extensions": (chunks(b'5;a=b;c="d e"\r\nhello\r\n0;f\r\n\r\n'), FIRST),
@@ -482,9 +396,7 @@ LENIENT: dict[str, tuple[bytes, tuple[str, str, bytes]]] = {
 
 @pytest.mark.parametrize("how", ["whole", "bytewise"])
 @pytest.mark.parametrize(("data", "expected"), SERVED.values(), ids=SERVED)
-def test_what_is_well_formed_is_served(
-    target: Target, data: bytes, expected: tuple[str, str, bytes], how: str
-) -> None:
+def test_what_is_well_formed_is_served(target: Target, data: bytes, expected: tuple[str, str, bytes], how: str) -> None:
     answered = answers_in(exchange(target.port, data + NEXT, bytewise=in_pieces(data, how)))
     assert [seen.brief for seen in target.seen()] == [expected, ("GET", "/next", b"")]
     assert [answer.status for answer in answered] == [200, 200]
@@ -537,6 +449,15 @@ def test_a_request_that_breaks_off_is_not_served(target: Target, data: bytes) ->
     answered = answers_in(exchange(target.port, data))
     assert [answer.status for answer in answered] in ([], [400])
     assert target.seen() == []
+
+
+@pytest.mark.xfail(strict=True, reason="hyper ends trailers at a bare LF, swallows a request and keeps the connection")
+@pytest.mark.parametrize("end", [b"0\r\n\n", b"0\r\nX: a\n\r\n"], ids=["no trailer", "a trailer"])
+def test_a_body_that_a_bare_lf_may_end_ends_the_connection(target: Target, end: bytes) -> None:
+    """RFC 9112 section 7.1 has CRLF there: who takes LF for it sees a request where another reader sees trailers."""
+    (answer,) = answers_in(exchange(target.port, chunks(b"5\r\nhello\r\n" + end) + SMUGGLED + NEXT))
+    assert [request.url for request in target.seen()] in ([], ["/first"])
+    assert answer.headers["connection"] == "close"
 
 
 def test_trailers_become_no_headers(target: Target) -> None:
