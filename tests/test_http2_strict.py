@@ -85,7 +85,7 @@ class Http2Client:
         while got := self.read_frame():
             kind, _, number, payload = got
             if kind == HEADERS and number == stream:
-                return str(dict(self.decoder.decode(payload))[":status"])
+                return dict(self.decoder.decode(payload, raw=True))[b":status"].decode()
             if kind == RST_STREAM and number == stream:
                 return f"reset {int.from_bytes(payload, 'big')}"
             if kind == GOAWAY:
@@ -424,6 +424,27 @@ def test_requests_that_are_reset_one_by_one_wait_for_a_tick_in_bounded_memory(ce
         program.tick()
         assert http(program.port, "GET", "/bystander").status == 200
         assert grown < 16 * MIB
+
+
+def test_a_body_that_is_refused_has_its_whole_answer_before_the_reset(certificates: Certificates) -> None:
+    """RFC 9113 section 8.1: a complete response, then RST_STREAM with NO_ERROR; what is still under way is ignored."""
+    server = CatchAllServer()
+    with (
+        serving(server, max_body_size=1000, **certificates.settings),
+        Http2Client(tls_port_of(server), certificates) as client,
+    ):
+        for stream, announced in ((1, [(b"content-length", b"30000")]), (3, [])):
+            client.send(frame(HEADERS, END_HEADERS, stream, block([*POST, *announced])))
+            client.send(frame(DATA, 0, stream, bytes(10_000)))
+            assert client.outcome(stream) == "413"
+            got = client.read_frame()
+            assert got is not None and got[:2] == (DATA, END_STREAM) and got[3].startswith(b"413 ")
+            client.send(frame(DATA, 0, stream, bytes(10_000)))
+            assert client.outcome(stream) == "reset 0"
+            client.send(frame(DATA, END_STREAM, stream, bytes(10_000)))
+        client.send(frame(HEADERS, END_STREAM | END_HEADERS, 5, block(GET)))
+        assert client.outcome(5) == "200"
+        assert [seen.url for seen in server.seen] == ["/first"]
 
 
 # Slowness
