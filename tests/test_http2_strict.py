@@ -273,7 +273,7 @@ def test_what_is_well_formed_is_served(target: Target, connect: Callable[[], Htt
         (with_field(b"x", b"a" * 17_000), "431"),
         ([*GET, *[(b"x", b"a")] * 101], "431"),
         (replaced(b":path", b"*"), "404"),
-        ([(b":method", b"CONNECT"), (b":authority", b"x:80")], "404"),
+        ([(b":method", b"CONNECT"), (b":authority", b"x:80")], "404 405 501"),
     ],
     ids=["a head too large", "too many fields", "a path for OPTIONS", "CONNECT"],
 )
@@ -286,7 +286,7 @@ def test_a_request_that_is_refused_leaves_the_connection(
     client.send(frame(HEADERS, END_STREAM | (0 if rest else END_HEADERS), 1, first))
     if rest:
         client.send(frame(CONTINUATION, END_HEADERS, 1, rest))
-    assert client.outcome(1) == status
+    assert client.outcome(1) in status.split()
     client.send(frame(HEADERS, END_STREAM | END_HEADERS, 3, block(GET)))
     assert client.outcome(3) == "200"
     assert [seen.url for seen in target.seen()] == ["/first"]

@@ -226,27 +226,29 @@ def test_the_body_is_asked_for_and_then_served(target: Callable[..., Target], sp
             assert raw.read_answer().body == b"5"
 
 
-NOT_WANTED: dict[str, tuple[bytes, int]] = {
-    "too large": (expecting(b"Content-Length: 1001"), 413),
-    "no such path": (expecting(b"Content-Length: 5", line=b"POST /missing HTTP/1.1"), 404),
-    "no such method": (expecting(b"Content-Length: 5", line=b"PUT /post HTTP/1.1"), 405),
-    "no Host": (head(b"POST /post HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 5", host=b""), 400),
-    "no length that parses": (expecting(b"Content-Length: x"), 400),
+NOT_WANTED: dict[str, tuple[bytes, tuple[int, ...]]] = {
+    "too large": (expecting(b"Content-Length: 1001"), (413,)),
+    "no such path": (expecting(b"Content-Length: 5", line=b"POST /missing HTTP/1.1"), (404,)),
+    "no such method": (expecting(b"Content-Length: 5", line=b"PUT /post HTTP/1.1"), (405,)),
+    "no Host": (head(b"POST /post HTTP/1.1", b"Expect: 100-continue", b"Content-Length: 5", host=b""), (400,)),
+    "no length that parses": (expecting(b"Content-Length: x"), (400,)),
     "a handshake": (
         expecting(b"Upgrade: websocket", b"Connection: Upgrade", b"Content-Length: 5", line=b"GET / HTTP/1.1"),
-        426,
+        (426, 400),  # 400: it has content
     ),
 }
 
 
-@pytest.mark.parametrize(("data", "status"), NOT_WANTED.values(), ids=NOT_WANTED)
-def test_a_body_that_is_refused_is_not_asked_for(target: Callable[..., Target], data: bytes, status: int) -> None:
+@pytest.mark.parametrize(("data", "statuses"), NOT_WANTED.values(), ids=NOT_WANTED)
+def test_a_body_that_is_refused_is_not_asked_for(
+    target: Callable[..., Target], data: bytes, statuses: tuple[int, ...]
+) -> None:
     """The final status comes instead of 100; a client may send the body all the same, and it is no request."""
     running = target(max_body_size=1000)
     received = answers_in(exchange(running.port, data))
-    assert [answer.status for answer in received] == [status]
+    assert [answer.status in statuses for answer in received] == [True]
     received = answers_in(exchange(running.port, data + get(b"GET /smuggled HTTP/1.1")))
-    assert received[0].status == status
+    assert received[0].status in statuses
     assert "/smuggled" not in [seen.url for seen in running.seen()]
 
 
