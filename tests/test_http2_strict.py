@@ -210,24 +210,8 @@ MALFORMED: dict[str, Fields] = {
     "8.1.1 lengths differ": [*GET, (b"content-length", b"0"), (b"content-length", b"1")],
 }
 
-NOT_YET: dict[str, str] = {
-    "8.2.1 white space around a value": "the h2 crate does not look at it",
-    "8.3.1 authority with userinfo": "userinfo in the authority is handed over",
-    "8.3.1 another Host than the authority": "the Host field is kept beside another authority",
-    "9110-7.2 two Hosts": "Host is counted on HTTP/1.1 alone",
-}
 
-
-def cases(table: dict[str, Fields]) -> list[object]:
-    """The cases as parameters; those of NOT_YET are expected to fail."""
-    found: list[object] = []
-    for key, fields in table.items():
-        marks = [pytest.mark.xfail(strict=True, reason=NOT_YET[key])] if key in NOT_YET else []
-        found.append(pytest.param(fields, id=key, marks=marks))
-    return found
-
-
-@pytest.mark.parametrize("fields", cases(MALFORMED))
+@pytest.mark.parametrize("fields", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_request_reaches_no_handler(
     target: Target, connect: Callable[[], Http2Client], fields: Fields
 ) -> None:
@@ -400,9 +384,6 @@ class StalledProgram(Program):
         self.process.stdin.flush()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a request waits for a tick beyond max_pending_bytes, and its head is not counted"
-)
 def test_requests_that_are_reset_one_by_one_wait_for_a_tick_in_bounded_memory(certificates: Certificates) -> None:
     """Slow enough not to be a rapid reset: each request has reached the inbox before it is reset."""
     with StalledProgram(certificates, max_pending_bytes=MIB) as program:
@@ -457,7 +438,6 @@ SLOW: dict[str, bytes | None] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="header_timeout and handshake_timeout are not kept on HTTP/2")
 @pytest.mark.parametrize("data", SLOW.values(), ids=SLOW)
 def test_a_request_that_does_not_come_ends_the_connection(certificates: Certificates, data: bytes | None) -> None:
     server = CatchAllServer()
@@ -468,7 +448,6 @@ def test_a_request_that_does_not_come_ends_the_connection(certificates: Certific
             assert client.outcome(-1) in ("end", "goaway 0")
 
 
-@pytest.mark.xfail(strict=True, reason="header_timeout and handshake_timeout are not kept on HTTP/2")
 def test_an_idle_connection_ends(certificates: Certificates) -> None:
     server = CatchAllServer()
     with (

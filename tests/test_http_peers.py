@@ -207,7 +207,6 @@ def test_a_large_answer_through_nginx(proxied: Proxied) -> None:
 
 
 @needs_nginx
-@pytest.mark.xfail(strict=False, reason="a race: the connection is closed with the body unread, which resets it")
 @pytest.mark.parametrize("prefix", ["", "/streamed"], ids=["buffered", "streamed"])
 def test_a_body_too_large_through_nginx_is_413(proxied: Proxied, prefix: str) -> None:
     """nginx passes on the answer that comes while it still sends."""

@@ -232,33 +232,13 @@ ALSO: dict[str, tuple[int, ...]] = {
     "9110-9.3.6": (405, 501),
 }
 
-# What hyper takes and we do not refuse yet.
-CODINGS = "a transfer coding beside one chunked is taken, the content handed over undecoded"
-HOSTS = "the value of Host is not looked at"
-NOT_YET: dict[str, str] = {
-    "6.1 chunked twice in a list": CODINGS,
-    "6.1 chunked twice in two lines": CODINGS,
-    "6.1 identity, chunked": CODINGS,
-    "6.1 identity, chunked in two lines": CODINGS,
-    "6.1 unknown coding, chunked": CODINGS,
-    "6.1 gzip, chunked": CODINGS,
-    "9110-4.2.4 userinfo in the target": "userinfo in an absolute target is ignored",
-    "9110-7.4 absolute form with another scheme": "the scheme of an absolute target is ignored",
-    "9110-9.3.6 CONNECT of a path": "CONNECT with a path reaches a handler for any method",
-    "3.2 two Hosts on HTTP/1.0": "Host is counted on HTTP/1.1 alone",
-    **{key: HOSTS for key in REFUSED if key.startswith("3.2 Host ")},
-    "6455-4.1 handshake with content": "a handshake that announces content is accepted",
-    "6455-4.1 handshake with chunks": "a handshake that announces content is accepted",
-}
-
 
 def cases(table: dict[str, bytes]) -> list[object]:
-    """The cases of a table as parameters; those of NOT_YET are expected to fail."""
+    """The cases of a table as parameters, each with the statuses that refuse it."""
     found: list[object] = []
     for key, data in table.items():
         section = key.split()[0]
-        marks = [pytest.mark.xfail(strict=True, reason=NOT_YET[key])] if key in NOT_YET else []
-        found.append(pytest.param(data, (400, *ALSO.get(section, ())), id=key, marks=marks))
+        found.append(pytest.param(data, (400, *ALSO.get(section, ())), id=key))
     return found
 
 
@@ -451,7 +431,6 @@ def test_a_request_that_breaks_off_is_not_served(target: Target, data: bytes) ->
     assert target.seen() == []
 
 
-@pytest.mark.xfail(strict=True, reason="hyper ends trailers at a bare LF, swallows a request and keeps the connection")
 @pytest.mark.parametrize("end", [b"0\r\n\n", b"0\r\nX: a\n\r\n"], ids=["no trailer", "a trailer"])
 def test_a_body_that_a_bare_lf_may_end_ends_the_connection(target: Target, end: bytes) -> None:
     """RFC 9112 section 7.1 has CRLF there: who takes LF for it sees a request where another reader sees trailers."""
@@ -487,7 +466,6 @@ def test_a_target_that_is_no_path_has_no_handler(target: Target, line: bytes) ->
     assert [answer.status in (400, 404, 405, 501, 505) for answer in answered] == [True]
 
 
-@pytest.mark.xfail(strict=True, reason="OPTIONS * gets 404 as a path that nobody handles")
 def test_options_for_the_whole_server(target: Target) -> None:
     """RFC 9110 section 9.3.7."""
     answered = answers_in(exchange(target.port, get(b"OPTIONS * HTTP/1.1")))
@@ -495,14 +473,12 @@ def test_options_for_the_whole_server(target: Target) -> None:
     assert target.seen() == []
 
 
-@pytest.mark.xfail(strict=True, reason="the Host field is kept beside an absolute target")
 def test_the_host_of_an_absolute_target_replaces_the_field(target: Target) -> None:
     """RFC 9112 section 3.2.2: "an origin server MUST ignore the received Host header field (if any)"."""
     exchange(target.port, get(b"GET http://other:81/first HTTP/1.1"))
     assert [seen.headers["host"] for seen in target.seen()] == ["other:81"]
 
 
-@pytest.mark.xfail(strict=True, reason="the URL is '?a', without its path")
 def test_an_absolute_target_with_a_query_alone_has_the_root_as_its_path(target: Target) -> None:
     """RFC 9110 section 4.2.3: an empty path is "/"."""
     exchange(target.port, get(b"GET http://x?a HTTP/1.1"))

@@ -135,6 +135,7 @@ class HvWebServer(_native.Server):
         compression_window_bits: int = 15,
         max_connections: int = 65_536,
         max_connections_per_address: int | None = None,
+        max_concurrent_streams: int = 100,
         max_headers: int = 100,
         max_upgrades_per_second: float | None = None,
         allowed_origins: Literal["*"] | Iterable[str] | None = None,
@@ -177,6 +178,7 @@ class HvWebServer(_native.Server):
         :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
         :param max_connections: further connections are closed as they come.
         :param max_connections_per_address: the same for one client address.
+        :param max_concurrent_streams: requests at a time on one HTTP/2 connection; further ones are refused.
         :param max_headers: a request with more header fields is answered with 431.
         :param max_upgrades_per_second: further WebSocket handshakes are answered with 503.
         :param allowed_origins: which web pages may open a WebSocket: None (the default) those of the same host, "*"
@@ -212,6 +214,7 @@ class HvWebServer(_native.Server):
             "compression_window_bits": compression_window_bits,
             "max_connections": max_connections,
             "max_connections_per_address": max_connections_per_address,
+            "max_concurrent_streams": max_concurrent_streams,
             "max_headers": max_headers,
             "max_upgrades_per_second": max_upgrades_per_second,
             "allowed_origins": allowed_origins if allowed_origins in (None, "*") else _names(allowed_origins),

@@ -23,6 +23,8 @@ const EVENT_COST: usize = 64;
 /// What a connection or request that waits for a tick is counted as beside what it sent: clients that come and go
 /// while the program stalls leave this behind.
 const CONNECTION_COST: usize = 1 << 10;
+/// What a header field is counted as beside its bytes: an entry of the map.
+const FIELD_COST: usize = 64;
 /// Payloads from this size on are handed over as they are instead of being copied into the arena.
 const LARGE: usize = 32 << 10;
 /// Capacity that an emptied batch may keep.
@@ -127,7 +129,13 @@ impl Batch {
                 Event::Message { len, .. } => *len,
                 Event::LargeMessage { data, .. } => data.len(),
                 Event::Open(conn) => CONNECTION_COST + conn.handshake.headers.len() + conn.handshake.url.len(),
-                Event::Request(request) | Event::Upgrade(request) => CONNECTION_COST + request.body.len(),
+                Event::Request(request) | Event::Upgrade(request) => {
+                    let field = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+                        name.as_str().len() + value.len() + FIELD_COST
+                    };
+                    let head = request.url.len() + request.headers.iter().map(field).sum::<usize>();
+                    CONNECTION_COST + head + request.body.len()
+                }
                 Event::Log(text) | Event::Fault(text) => text.len(),
                 Event::Close { .. }
                 | Event::Drain { .. }

@@ -61,7 +61,7 @@ pub struct Settings {
     /// How long a closing handshake may take before the connection is dropped. RFC 6455 section 7.1.1 leaves the
     /// time to the implementation; websockets has 10 s, Chromium 2 s.
     pub close_timeout: Duration,
-    /// How long TLS and the first request head may take after connecting.
+    /// How long TLS and the first byte of a request may take after connecting.
     pub handshake_timeout: Duration,
     /// How often a WebSocket peer is pinged; `None`: never. 20 s as in websockets: shorter than the shortest common
     /// idle timeout of proxies (30 s to 60 s).
@@ -80,6 +80,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// The same for one address.
     pub max_connections_per_address: Option<usize>,
+    /// Requests at a time on one HTTP/2 connection. RFC 9113 section 6.5.2 recommends no less than 100.
+    pub max_concurrent_streams: u32,
     /// Header fields of a request; above it 431. 100 as in httparse's and Go's examples.
     pub max_headers: usize,
     /// WebSocket handshakes per second; further ones get 503.
@@ -124,6 +126,7 @@ impl Default for Settings {
             tell_drain: false,
             max_connections: 65_536,
             max_connections_per_address: None,
+            max_concurrent_streams: 100,
             max_headers: 100,
             max_upgrades_per_second: None,
             allowed_origins: Origins::SameHost,

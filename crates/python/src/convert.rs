@@ -182,6 +182,9 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             "max_connections_per_address" => {
                 settings.max_connections_per_address = Some(count(&name, &value)?);
             }
+            "max_concurrent_streams" => {
+                settings.max_concurrent_streams = u32::try_from(count(&name, &value)?).unwrap_or(u32::MAX);
+            }
             "max_headers" => settings.max_headers = count(&name, &value)?,
             "max_upgrades_per_second" if value.is_none() => settings.max_upgrades_per_second = None,
             "max_upgrades_per_second" => settings.max_upgrades_per_second = Some(rate(&name, &value)?),

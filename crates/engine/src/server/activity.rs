@@ -9,7 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::Sleep;
@@ -27,6 +27,8 @@ pub(crate) struct Activity {
     written: AtomicU64,
     /// Nothing more is to be written.
     broken: AtomicBool,
+    /// Something the client sends was refused and is not read.
+    lingers: AtomicBool,
 }
 
 impl Activity {
@@ -48,6 +50,16 @@ impl Activity {
     /// Bytes written, ever.
     pub(super) fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// What the client still sends is thrown away for a while when the connection is closed: closed with data unread, it
+    /// would be reset, and the refusal lost (RFC 9112 section 9.6).
+    pub(super) fn linger(&self) {
+        self.lingers.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn lingers(&self) -> bool {
+        self.lingers.load(Ordering::Relaxed)
     }
 
     /// The next write fails, and with it the connection.
@@ -92,6 +104,9 @@ impl Drop for InFlight {
 
 /// Bytes of a next request that are kept while a stream is being written: enough for one head, and its end is seen.
 const AHEAD: usize = 16 << 10;
+/// How long and how much is thrown away of what was refused. 5 s is nginx's lingering_timeout.
+const LINGER: Duration = Duration::from_secs(5);
+const MOST_REFUSED: usize = 64 << 20;
 
 /// A connection's transport as hyper sees it.
 #[derive(Debug)]
@@ -103,11 +118,20 @@ pub(super) struct Watched {
     send_timeout: Duration,
     /// Runs while the socket takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Runs while what was refused is thrown away; how much that was.
+    lingering: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
 impl Watched {
     pub(super) fn new(transport: Transport, activity: Arc<Activity>, send_timeout: Duration) -> Self {
-        Self { inner: TokioIo::new(transport), activity, ahead: Vec::new(), send_timeout, stalled: None }
+        Self {
+            inner: TokioIo::new(transport),
+            activity,
+            ahead: Vec::new(),
+            send_timeout,
+            stalled: None,
+            lingering: None,
+        }
     }
 
     pub(super) fn into_inner(self) -> Transport {
@@ -207,6 +231,24 @@ impl Write for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let this = &mut *self;
+        if !this.activity.lingers() {
+            return Pin::new(&mut this.inner).poll_shutdown(cx);
+        }
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+        }
+        let (limit, refused) = this.lingering.get_or_insert_with(|| (Box::pin(tokio::time::sleep(LINGER)), 0));
+        let mut space = [0; 16 << 10];
+        loop {
+            if *refused >= MOST_REFUSED || limit.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buf = ReadBuf::new(&mut space);
+            match ready!(Pin::new(this.inner.inner_mut()).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => *refused += buf.filled().len(),
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }

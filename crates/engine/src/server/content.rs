@@ -21,8 +21,17 @@ pub(super) enum Unread {
     TimedOut,
 }
 
+/// A content that was read.
+pub(super) struct Content {
+    pub(super) body: Bytes,
+    /// There were trailers behind it. hyper takes LF for their end where RFC 9112 section 7.1 has CRLF, and may have
+    /// swallowed what another reader sees as the next request: over HTTP/1 nothing more is to be read.
+    pub(super) trailed: bool,
+}
+
 /// When a content that arrives has to be there.
 pub(super) struct Pace {
+    pub(super) trailed: bool,
     start: Instant,
     allowed: Duration,
     received: u64,
@@ -30,7 +39,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(settings: &Settings) -> Self {
-        Self { start: Instant::now(), allowed: settings.body_timeout, received: 0 }
+        Self { trailed: false, start: Instant::now(), allowed: settings.body_timeout, received: 0 }
     }
 
     /// The next piece, if it is there in time. `None`: the end.
@@ -42,8 +51,10 @@ impl Pace {
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(_))) => return Err(Unread::Malformed),
                 Ok(Some(Ok(frame))) => {
-                    // Trailers are let go: no handler has asked for them.
-                    let Ok(data) = frame.into_data() else { continue };
+                    let Ok(data) = frame.into_data() else {
+                        self.trailed = true;
+                        continue;
+                    };
                     self.received += data.len() as u64;
                     return Ok(Some(data));
                 }
@@ -53,22 +64,23 @@ impl Pace {
 }
 
 /// Reads a whole body of at most `limit` bytes.
-pub(super) async fn read(mut body: Incoming, limit: usize, settings: &Settings) -> Result<Bytes, Unread> {
+pub(super) async fn read(mut body: Incoming, limit: usize, settings: &Settings) -> Result<Content, Unread> {
+    let content = |body, trailed| Ok(Content { body, trailed });
     if body.is_end_stream() {
-        return Ok(Bytes::new());
+        return content(Bytes::new(), false);
     }
     // Announced too large: refused before a byte of it, and before "100 Continue", which hyper sends on the first read.
     if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
         return Err(Unread::TooLarge);
     }
     let mut pace = Pace::new(settings);
-    let Some(first) = pace.next(&mut body).await? else { return Ok(Bytes::new()) };
+    let Some(first) = pace.next(&mut body).await? else { return content(Bytes::new(), pace.trailed) };
     if first.len() > limit {
         return Err(Unread::TooLarge);
     }
     // Most bodies come in one piece.
     if body.is_end_stream() {
-        return Ok(first);
+        return content(first, false);
     }
     let mut whole = BytesMut::from(&first[..]);
     while let Some(piece) = pace.next(&mut body).await? {
@@ -77,5 +89,5 @@ pub(super) async fn read(mut body: Incoming, limit: usize, settings: &Settings) 
         }
         whole.extend_from_slice(&piece);
     }
-    Ok(whole.freeze())
+    content(whole.freeze(), pace.trailed)
 }

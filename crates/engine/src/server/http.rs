@@ -1,7 +1,8 @@
 //! One HTTP request: to the program's handler and back.
 
-use super::activity::InFlight;
-use super::content::{self, Unread};
+use super::activity::{Activity, InFlight};
+use super::clear::unclear;
+use super::content::{self, Content, Unread};
 use super::upgrade::upgrade;
 use super::{Shared, Target};
 use crate::body::Body;
@@ -47,7 +48,7 @@ pub(super) async fn answer(request: Request<Incoming>, client: &Client, in_fligh
     let http2 = request.version() == Version::HTTP_2;
     // hyper leaves the content out for HTTP/1 alone (RFC 9110 section 9.3.2).
     let bare = request.method() == Method::HEAD && http2;
-    let mut response = with_content(request, client).await;
+    let mut response = with_content(request, client, in_flight.activity()).await;
     if bare {
         if let Some(length) = response.body().size_hint().exact() {
             response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
@@ -58,7 +59,7 @@ pub(super) async fn answer(request: Request<Incoming>, client: &Client, in_fligh
     response
 }
 
-async fn with_content(request: Request<Incoming>, client: &Client) -> Response<Body> {
+async fn with_content(mut request: Request<Incoming>, client: &Client, activity: &Activity) -> Response<Body> {
     let Client { remote, io, shared, .. } = client;
     let Shared { endpoint, routes, .. } = shared;
     let remote = *remote;
@@ -69,12 +70,21 @@ async fn with_content(request: Request<Incoming>, client: &Client) -> Response<B
         });
         return closing(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "431 Request Header Fields Too Large\n"));
     }
+    if let Some(refusal) = unclear(&mut request) {
+        return closing(refusal);
+    }
     if wire::handshake::is_upgrade(pairs(request.headers())) {
+        // RFC 6455 section 4.1 has no content in it, and what would be it could as well be frames.
+        if !request.body().is_end_stream() {
+            return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request: a handshake has no content\n"));
+        }
         return upgrade(request, client).await;
     }
-    // RFC 9112 section 3.2: no Host, or more than one, is answered with 400. HTTP/2 has a pseudo-header instead.
-    if request.version() == Version::HTTP_11 && request.headers().get_all(header::HOST).iter().count() != 1 {
-        return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request: one Host header is required\n"));
+    // RFC 9110 section 9.3.7: about the server as a whole.
+    if request.method() == Method::OPTIONS && request.uri().path() == "*" {
+        let mut response = Response::new(Body::default());
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        return response;
     }
     let found = routes.read().find(request.method(), request.uri().path());
     let (target, params) = match found {
@@ -94,7 +104,7 @@ async fn with_content(request: Request<Incoming>, client: &Client) -> Response<B
         }
     };
     match target {
-        Target::Program(route) => by_program(request, client, route, params).await,
+        Target::Program(route) => by_program(request, client, activity, route, params).await,
     }
 }
 
@@ -102,6 +112,7 @@ async fn with_content(request: Request<Incoming>, client: &Client) -> Response<B
 async fn by_program(
     request: Request<Incoming>,
     client: &Client,
+    activity: &Activity,
     route: usize,
     params: Vec<(Arc<str>, String)>,
 ) -> Response<Body> {
@@ -109,16 +120,14 @@ async fn by_program(
     let endpoint = &shared.endpoint;
     let settings = &endpoint.settings;
     let remote = *remote;
-    let (mut parts, body) = request.into_parts();
-    // HTTP/2 sends the host as a pseudo-header (RFC 9113 section 8.3.1): a program finds it where HTTP/1.1 has it.
-    if let Some(host) = parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok())
-        && !parts.headers.contains_key(header::HOST)
-    {
-        parts.headers.insert(header::HOST, host);
-    }
+    let (parts, body) = request.into_parts();
     let limit = settings.max_body_size;
-    let body = match content::read(body, limit, settings).await {
-        Ok(body) => body,
+    let read = content::read(body, limit, settings).await;
+    if read.is_err() {
+        activity.linger();
+    }
+    let (body, trailed) = match read {
+        Ok(Content { body, trailed }) => (body, trailed && parts.version != Version::HTTP_2),
         Err(Unread::TooLarge) => {
             endpoint.complain(io, "max_body_size", || {
                 format!(
@@ -142,8 +151,14 @@ async fn by_program(
     let what = format_args!("{} {url}", parts.method).to_string();
     let request =
         HttpRequest { method: parts.method, url, headers: parts.headers, body, remote, route, params, responder };
-    deliver(io, endpoint, Event::Request(Box::new(request)));
-    match tokio::time::timeout(settings.handler_timeout, reply).await {
+    let asked = async {
+        // While the program does not tick, requests wait here, where a reset or a close takes them away.
+        endpoint.inbox.has_room().await;
+        deliver(io, endpoint, Event::Request(Box::new(request)));
+        reply.await
+    };
+    match tokio::time::timeout(settings.handler_timeout, asked).await {
+        Ok(answer) if trailed => closing(answered(answer, endpoint)),
         Ok(answer) => answered(answer, endpoint),
         Err(_) => {
             endpoint.complain(io, "handler_timeout", || {
@@ -176,7 +191,12 @@ pub(super) fn answered(
 }
 
 pub(super) fn target(uri: &http::Uri) -> String {
-    uri.path_and_query().map_or_else(|| "/".to_owned(), |target| target.as_str().to_owned())
+    // RFC 9110 section 4.2.3: an empty path is "/".
+    match uri.path_and_query().map(http::uri::PathAndQuery::as_str) {
+        Some(target) if target.starts_with('?') => format!("/{target}"),
+        Some(target) => target.to_owned(),
+        None => "/".to_owned(),
+    }
 }
 
 /// Headers as the wire crate takes them.

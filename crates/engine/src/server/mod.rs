@@ -6,10 +6,12 @@
 //! | `serve` | one connection for as long as it speaks HTTP, by hyper, over TCP or TLS |
 //! | `activity` | what a connection is doing meanwhile |
 //! | `http` | one request: routes, the program's answer |
+//! | `clear` | which requests are refused because they are ambiguous |
 //! | `content` | a request's body |
 //! | `upgrade` | the WebSocket handshake, after which the connection leaves hyper for [`crate::connection`] |
 
 pub(crate) mod activity;
+mod clear;
 mod content;
 pub(crate) mod http;
 mod serve;

@@ -98,7 +98,10 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
     let watched = Watched::new(transport, Arc::clone(&activity), settings.send_timeout);
     let ended = if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(OnThisThread);
-        builder.timer(TokioTimer::new()).max_header_list_size(limit(settings.max_header_size));
+        builder
+            .timer(TokioTimer::new())
+            .max_header_list_size(limit(settings.max_header_size))
+            .max_concurrent_streams(settings.max_concurrent_streams);
         let connection = builder.serve_connection(watched, service);
         drive(connection, phase, &activity, Some(settings.header_timeout), |c| c.graceful_shutdown()).await
     } else {
@@ -183,8 +186,8 @@ async fn drive<C: Future>(
             ended = connection.as_mut() => return Some(ended),
             changed = phase.wait_for(|p| *p == Phase::Aborting || (!stopping && *p == Phase::Stopping)) => {
                 match changed.map(|p| *p) {
-                    // Nothing was asked on it: hyper would wait for the first request.
-                    Ok(Phase::Stopping) if activity.begun() == 0 => return None,
+                    // Nothing was asked on it: hyper would wait for the first request. Or all is said, and it lingers.
+                    Ok(Phase::Stopping) if activity.begun() == 0 || activity.lingers() => return None,
                     Ok(Phase::Stopping) => {
                         stopping = true;
                         shut_down(connection.as_mut());

@@ -86,8 +86,12 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
             params: Vec::new(),
             responder,
         };
-        deliver(io, endpoint, Event::Upgrade(Box::new(question)));
-        let Ok(decision) = tokio::time::timeout(settings.upgrade_timeout, reply).await else {
+        let asked = async {
+            endpoint.inbox.has_room().await;
+            deliver(io, endpoint, Event::Upgrade(Box::new(question)));
+            reply.await
+        };
+        let Ok(decision) = tokio::time::timeout(settings.upgrade_timeout, asked).await else {
             endpoint.complain(io, "upgrade_timeout", || {
                 let limit = settings.upgrade_timeout.as_secs_f64();
                 format!(
