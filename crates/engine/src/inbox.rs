@@ -78,6 +78,8 @@ pub enum Event {
     },
     /// The client got no connection.
     ConnectFailed(Box<crate::client::ConnectError>),
+    /// Something of an HTTP request that the program makes.
+    Http(Box<crate::http_client::HttpEvent>),
     /// A warning for the log.
     Log(String),
     /// A panic on a native thread: a bug of ours, surfaces from `tick()`.
@@ -136,6 +138,7 @@ impl Batch {
                     let head = request.url.len() + request.headers.iter().map(field).sum::<usize>();
                     CONNECTION_COST + head + request.body.len()
                 }
+                Event::Http(event) => event.size(),
                 Event::Log(text) | Event::Fault(text) => text.len(),
                 Event::Close { .. }
                 | Event::Drain { .. }

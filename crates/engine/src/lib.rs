@@ -10,7 +10,8 @@
 //! * [`runtime`]: the process-wide I/O threads; [`down`]: the queue going down and the pump that empties it;
 //! * [`inbox`]: the queue going up; [`wake`]: the descriptor that is readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
-//! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`body`], [`stream`]: what is answered; [`client`]: connecting;
+//! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`body`], [`stream`]: what is answered;
+//! * [`client`]: connecting; [`http_client`]: the HTTP client, and streams of server-sent events;
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`settings`]: every limit and timeout with its default.
 
@@ -19,6 +20,7 @@ pub mod client;
 pub mod connection;
 pub mod down;
 pub mod endpoint;
+pub mod http_client;
 pub mod inbox;
 mod outbuf;
 pub mod request;

@@ -149,7 +149,11 @@ impl WebSocketClient {
             Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
             Event::Drain { .. } => Self::drained(slf),
-            Event::Request(_) | Event::Upgrade(_) | Event::StreamEnd { .. } | Event::Taken => Ok(()),
+            Event::Request(_)
+            | Event::Upgrade(_)
+            | Event::StreamEnd { .. }
+            | Event::Http(_)
+            | Event::Taken => Ok(()),
         }
     }
 

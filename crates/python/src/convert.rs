@@ -214,7 +214,7 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
     Ok(settings)
 }
 
-fn size(name: &str, value: &Bound<'_, PyAny>, least: usize) -> PyResult<usize> {
+pub(crate) fn size(name: &str, value: &Bound<'_, PyAny>, least: usize) -> PyResult<usize> {
     let most = usize::try_from(i64::MAX).unwrap_or(usize::MAX);
     match value.extract::<usize>() {
         Ok(n) if (least..=most).contains(&n) => Ok(n),

@@ -5,13 +5,14 @@
 //!
 //! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
 //!   the base of `HvWebSocketClient`; [`request`], [`response`]: `HttpRequest`, `HttpResponse`; [`writer`]:
-//!   `StreamWriter`;
+//!   `StreamWriter`; [`http_client`]: the HTTP client;
 //! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
 //! * [`convert`]: messages, timeouts and settings from and to Python.
 
 mod channel;
 mod client;
 mod convert;
+mod http_client;
 mod request;
 mod response;
 mod server;
@@ -73,6 +74,8 @@ mod _native {
     use super::channel::WebSocketChannel;
     #[pymodule_export]
     use super::client::WebSocketClient;
+    #[pymodule_export]
+    use super::http_client::{HttpClient, http_request};
     #[pymodule_export]
     use super::request::HttpRequest;
     #[pymodule_export]

@@ -144,7 +144,7 @@ impl Server {
             }
             Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
-            Event::ConnectFailed(_) | Event::Taken => Ok(()),
+            Event::ConnectFailed(_) | Event::Http(_) | Event::Taken => Ok(()),
         }
     }
 

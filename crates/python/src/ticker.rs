@@ -174,12 +174,29 @@ impl Ticker {
         until: impl Fn() -> bool,
     ) -> PyResult<()> {
         while !self.is_ready(endpoint) && !until() {
-            match py.detach(|| endpoint.inbox.wait(deadline))? {
+            let waited = py.detach(|| {
+                let waited = endpoint.inbox.wait(deadline);
+                self.park_if_exiting();
+                waited
+            });
+            match waited? {
                 Waited::Ready | Waited::TimedOut => return Ok(()),
                 Waited::Interrupted => py.check_signals()?,
             }
         }
         Ok(())
+    }
+
+    /// Within a turn, without the GIL: a thread that has waited while the interpreter began to end gives its turn up and
+    /// stays away from it.
+    fn park_if_exiting(&self) {
+        let exiting = EXITING.load(Ordering::SeqCst);
+        if exiting != 0 && exiting != self.owner.load(Ordering::Relaxed) {
+            TURNS.fetch_sub(1, Ordering::SeqCst);
+            loop {
+                std::thread::park();
+            }
+        }
     }
 
     /// Runs the pending batch, or what an exception left of the last one. `run` gets each event and the arena; what
