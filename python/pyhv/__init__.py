@@ -1,7 +1,7 @@
 """pyHV: HTTP and WebSocket, server and client, for programs that own their main loop.
 
 Native threads do the I/O without the GIL; the program calls `tick()`, and every callback runs there, on its own
-thread. Start with `HvWebServer` and `HvWebSocketClient`.
+thread. Start with `HvWebServer`, `HvWebSocketClient`, `get` and `HttpClient`.
 """
 
 from __future__ import annotations
@@ -15,41 +15,83 @@ from pyhv._native import HttpRequest, HttpResponse, StreamWriter, WebSocketChann
 from pyhv.client import HvWebSocketClient
 from pyhv.errors import (
     BadRequest,
+    BodyTooLarge,
     ConnectError,
     ConnectionRefused,
     ConnectTimeout,
     HandshakeError,
+    HttpError,
+    HttpStatusError,
+    HttpTimeout,
     NameResolutionError,
+    ProtocolError,
     PyHVError,
+    RequestFailed,
     TlsError,
+    TooManyRedirects,
 )
+from pyhv.event_source import EventSource
 from pyhv.http import Headers, QueryParams, WsUpgrade
+from pyhv.http_client import (
+    HttpCall,
+    HttpClient,
+    Response,
+    ServerSentEvent,
+    delete,
+    get,
+    head,
+    options,
+    patch,
+    post,
+    put,
+    request,
+)
 from pyhv.opcode import WsOpcode
 from pyhv.server import Handler, HvWebServer, StreamHandler
 
 __all__ = [
     "BadRequest",
+    "BodyTooLarge",
     "ConnectError",
     "ConnectTimeout",
     "ConnectionRefused",
+    "EventSource",
     "Handler",
     "HandshakeError",
     "Headers",
+    "HttpCall",
+    "HttpClient",
+    "HttpError",
     "HttpRequest",
     "HttpResponse",
+    "HttpStatusError",
+    "HttpTimeout",
     "HvWebServer",
     "HvWebSocketClient",
     "NameResolutionError",
+    "ProtocolError",
     "PyHVError",
     "QueryParams",
+    "RequestFailed",
+    "Response",
+    "ServerSentEvent",
     "StreamHandler",
     "StreamWriter",
     "TlsError",
+    "TooManyRedirects",
     "WebSocketChannel",
     "WsOpcode",
     "WsUpgrade",
     "__version__",
+    "delete",
+    "get",
+    "head",
     "io_threads",
+    "options",
+    "patch",
+    "post",
+    "put",
+    "request",
     "set_io_threads",
 ]
 
