@@ -101,7 +101,7 @@ def client_options(
         raise ValueError("proxy=True: give a URL, None for what the environment says, or False for none")
     return {
         "tls": tls,
-        "connect_timeout": connect_timeout,
+        "connect_timeout": _seconds("connect_timeout", connect_timeout),
         "decompress": bool(decompress),
         "http2": bool(http2),
         "proxy": proxy,
@@ -151,9 +151,9 @@ def request_options(
         "body": body,
         "parts": parts,
         "cookies": _cookies(cookies),
-        "timeout": timeout,
+        "timeout": _seconds("timeout", timeout),
         "redirects": _redirects(redirects),
-        "max_response_size": max_response_size,
+        "max_response_size": _bytes("max_response_size", max_response_size),
     }
 
 
@@ -293,6 +293,26 @@ def _cookies(cookies: Mapping[str, str] | None) -> list[tuple[str, str]]:
         if not _TOKEN.fullmatch(name) or not _COOKIE.fullmatch(value):
             raise ValueError(f"cookies: {name}={value!r} has characters that a cookie cannot have: encode them")
     return pairs
+
+
+def _seconds(setting: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{setting}={value!r} is not a number of seconds")
+    if not 0 < value <= 1e9:
+        raise ValueError(f"{setting}={value} is not a number of seconds above 0: None is no limit")
+    return float(value)
+
+
+def _bytes(setting: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{setting}={value!r} is not a number of bytes")
+    if not 0 <= value < 1 << 63:
+        raise ValueError(f"{setting}={value} is not a number of bytes: None is no limit")
+    return value
 
 
 def _redirects(redirects: bool | int) -> int:

@@ -64,19 +64,9 @@ where
     })
 }
 
+/// A number of seconds or None; checked by the Python side.
 fn time(options: &Bound<'_, PyDict>, name: &str) -> PyResult<Option<Duration>> {
-    let Some(value) = get::<Option<f64>>(options, name)? else { return Ok(None) };
-    match convert::seconds(name, value)? {
-        Duration::ZERO => {
-            Err(PyValueError::new_err(format!("{name}=0 would never let anything live: None is no limit")))
-        }
-        time => Ok(Some(time)),
-    }
-}
-
-fn size(options: &Bound<'_, PyDict>, name: &str) -> PyResult<Option<usize>> {
-    let Some(value) = get::<Option<Bound<'_, PyAny>>>(options, name)? else { return Ok(None) };
-    convert::size(name, &value, 0).map(Some)
+    get::<Option<f64>>(options, name)?.map(|value| convert::seconds(name, value)).transpose()
 }
 
 /// The arguments of a client. `http://` requests need no certificates, but may be redirected.
@@ -184,7 +174,7 @@ fn parts(request: &Bound<'_, PyDict>) -> PyResult<Parts> {
 }
 
 fn delivery(request: &Bound<'_, PyDict>) -> PyResult<Delivery> {
-    let limit = size(request, "max_response_size")?;
+    let limit = get(request, "max_response_size")?;
     let how: String = get(request, "deliver")?;
     Ok(match how.as_str() {
         "chunks" => Delivery::Chunks,

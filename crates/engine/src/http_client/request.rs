@@ -153,6 +153,10 @@ impl Parts {
         }
         // reqwest makes basic authentication of what is in the URL.
         let url = if authorized { bare.clone() } else { self.url };
+        if matches!(self.body, RequestBody::None) && [Method::POST, Method::PUT, Method::PATCH].contains(&self.method) {
+            // RFC 9110 section 8.6: a method that expects a body says so when there is none. hyper leaves it out.
+            headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        }
         let builder = client.inner.request(self.method, url).headers(headers);
         let builder = match self.body {
             RequestBody::None => builder,
