@@ -407,6 +407,14 @@ def test_credentials_in_the_url_are_sent_and_not_shown(web: Site) -> None:
     with pytest.raises(pyhv.HttpStatusError) as caught:
         pyhv.get(url.replace("/echo", "/status/401")).raise_for_status()
     assert "cret" not in str(caught.value)
+    for bad, options in (
+        ("ann:secret@", {}),
+        ("http://ann:secret@a b/", {}),
+        ("http://ann:secret@a/", {"ca_file": "x"}),
+    ):
+        with pytest.raises(ValueError, match="URL") as misused:
+            pyhv.get(bad, **options)  # type: ignore[arg-type]
+        assert "secret" not in str(misused.value)
     with pytest.raises(pyhv.ConnectionRefused) as refused:
         pyhv.get(f"http://ann:secret@{HOST}:{free_port()}/x")
     assert "secret" not in str(refused.value)

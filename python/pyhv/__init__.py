@@ -35,8 +35,6 @@ from pyhv.http import Headers, QueryParams, WsUpgrade
 from pyhv.http_client import (
     HttpCall,
     HttpClient,
-    Response,
-    ServerSentEvent,
     delete,
     get,
     head,
@@ -47,6 +45,7 @@ from pyhv.http_client import (
     request,
 )
 from pyhv.opcode import WsOpcode
+from pyhv.response import Response, ServerSentEvent
 from pyhv.server import Handler, HvWebServer, StreamHandler
 
 __all__ = [

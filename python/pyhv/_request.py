@@ -92,7 +92,7 @@ def client_options(
     }
     if tls and url is not None and not url.lower().startswith("https:"):
         name = next(iter(tls)).replace("accept_any", "dangerous_accept_any")
-        raise ValueError(f"{name}= is for https:// URLs, not for {url!r}")
+        raise ValueError(f"{name}= is for https:// URLs, not for {_shown(url)!r}")
     if client_keyfile is not None and client_certfile is None:
         raise ValueError("client_keyfile= needs client_certfile=")
     if sum(name in tls for name in ("ca_file", "fingerprint", "accept_any_certificate")) > 1:
@@ -108,6 +108,11 @@ def client_options(
         "keep_cookies": bool(keep_cookies),
         "user_agent": USER_AGENT,
     }
+
+
+def _shown(url: str) -> str:
+    """A URL as an error may show it, even one that is none: without user and password."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", url, count=1)
 
 
 def request_options(

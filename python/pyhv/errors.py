@@ -30,7 +30,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyhv.http_client import Response
+    from pyhv.response import Response
 
 __all__ = [
     "BadRequest",

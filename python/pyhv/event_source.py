@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pyhv import _native
 from pyhv._request import ClientOptions, HeaderPairs, Pairs, client_options, request_options
 from pyhv.errors import PyHVError
-from pyhv.http_client import ServerSentEvent
+from pyhv.response import ServerSentEvent
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Unpack

@@ -141,6 +141,16 @@ fn part(
     Ok(Part { name, filename, content_type, content })
 }
 
+/// What is meant as a URL, as an error may show it: without user and password.
+fn without_user(url: &str) -> String {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |at| start + at);
+    match url[start..end].rfind('@') {
+        Some(at) => format!("{}{}", &url[..start], &url[start + at + 1..]),
+        None => url.to_owned(),
+    }
+}
+
 /// The parts of a request, from the dict that the Python side makes.
 fn parts(request: &Bound<'_, PyDict>) -> PyResult<Parts> {
     let method: String = get(request, "method")?;
@@ -149,7 +159,8 @@ fn parts(request: &Bound<'_, PyDict>) -> PyResult<Parts> {
         .filter(|method| *method != http::Method::CONNECT)
         .ok_or_else(|| PyValueError::new_err(format!("method={method:?} is not a method that can be asked for")))?;
     let url: String = get(request, "url")?;
-    let url = parse_url(&url).map_err(|why| PyValueError::new_err(format!("{url:?} is not an HTTP URL: {why}")))?;
+    let url = parse_url(&url)
+        .map_err(|why| PyValueError::new_err(format!("{:?} is not an HTTP URL: {why}", without_user(&url))))?;
     let headers: Vec<(String, String)> = get(request, "headers")?;
     let headers = headers.iter().map(|(name, value)| header(name, value)).collect::<PyResult<_>>()?;
     let given: Option<Vec<PartArgument<'_>>> = get(request, "parts")?;
@@ -260,7 +271,7 @@ fn error_object<'py>(py: Python<'py>, error: &HttpError) -> PyResult<Bound<'py, 
         ErrorKind::Lost => "RequestFailed",
         ErrorKind::Status(said) => {
             let raw = head_object(py, &said.0, &said.1)?;
-            return py.import("pyhv.http_client")?.getattr("_status_error")?.call1((&error.text, raw));
+            return py.import("pyhv.response")?.getattr("status_error")?.call1((&error.text, raw));
         }
     };
     py.import("pyhv.errors")?.getattr(name)?.call1((&error.text,))
