@@ -224,8 +224,9 @@ class Peer:
 class Answering:
     """A server whose answers a function makes, called on a thread for each connection when its first head was read."""
 
-    def __init__(self, answer: Callable[[Peer], object]) -> None:
+    def __init__(self, answer: Callable[[Peer], object], context: ssl.SSLContext | None = None) -> None:
         self.answer = answer
+        self._context = context
         #: Set when the test is over, for answers that go on until then.
         self.over = threading.Event()
         #: The heads that came: first line, headers.
@@ -239,7 +240,7 @@ class Answering:
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.port}/"
+        return f"{'https' if self._context else 'http'}://{HOST}:{self.port}/"
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -252,9 +253,12 @@ class Answering:
                 thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        peer = Peer(connection)
         # A client that has had enough closes its end.
         with connection, suppress(OSError):
+            if self._context is not None:
+                connection = self._context.wrap_socket(connection, server_side=True, suppress_ragged_eofs=False)
+                self._open.append(connection)
+            peer = Peer(connection)
             if peer.read_request():
                 self.requests.append((peer.line, peer.headers))
                 self.answer(peer)
@@ -268,16 +272,20 @@ class Answering:
         for connection in self._open:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+            if self._context is not None:
+                connection.close()
         for thread in self._threads:
             thread.join(LIMIT)
             assert not thread.is_alive(), "a thread of the server does not end"
 
 
 @contextmanager
-def answering(answer: Callable[[Peer], object] | bytes | str) -> Iterator[Answering]:
+def answering(
+    answer: Callable[[Peer], object] | bytes | str, context: ssl.SSLContext | None = None
+) -> Iterator[Answering]:
     """`answer`: a function, or what to send before the connection is closed."""
     function = answer if callable(answer) else lambda peer: peer.send(answer)
-    running = Answering(function)
+    running = Answering(function, context)
     try:
         yield running
     finally:

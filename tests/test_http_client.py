@@ -814,6 +814,20 @@ def test_a_client_certificate_is_shown(certificates: Certificates) -> None:
             pyhv.get(running.url("/echo"), ca_file=certificates.ca)
 
 
+def test_tls_that_ends_without_a_word(certificates: Certificates) -> None:
+    def answer(peer: Peer) -> None:
+        peer.send(OK + "Content-Length: 10\r\n\r\nab")
+        # The socket, without the close_notify that would say that this is all (RFC 8446 section 6.1).
+        peer.socket.shutdown(socket.SHUT_RDWR)
+
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.cert, certificates.key)
+    with answering(answer, context) as server:
+        for url, options in ((server.url, {}), (server.url, {"on_chunk": lambda data: None})):
+            with pytest.raises(pyhv.RequestFailed, match=r"close_notify$"):
+                pyhv.get(url, ca_file=certificates.ca, **options)  # type: ignore[arg-type]
+
+
 def test_https_to_a_port_without_tls(web: Site) -> None:
     with pytest.raises(pyhv.TlsError, match="does not speak TLS"):
         pyhv.get(web.url("/echo").replace("http:", "https:"))

@@ -177,10 +177,11 @@ impl<'a> Chain<'a> {
             .any(|e| e.kind() == io::ErrorKind::TimedOut && e.raw_os_error().is_some())
     }
 
-    /// What the innermost says, without Rust's "(os error N)".
+    /// What the innermost says, without Rust's "(os error N)" and rustls' "see https://docs.rs/…".
     fn last(&self) -> String {
         let text = self.causes().last().map(ToString::to_string).unwrap_or_default();
-        text.split(" (os error ").next().unwrap_or(&text).to_owned()
+        let text = text.split(" (os error ").next().unwrap_or(&text);
+        text.split(": https://").next().unwrap_or(text).to_owned()
     }
 }
 
