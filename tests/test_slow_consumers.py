@@ -8,6 +8,7 @@ peer too.
 from __future__ import annotations
 
 import gc
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -292,6 +293,23 @@ def test_a_pong_is_owed_even_to_a_slow_peer(policy: str) -> None:
             return frame
 
         assert Background(read).result(on.server).payload == b"there?"
+
+
+def test_a_peer_that_never_reads_is_reset_in_the_end() -> None:
+    """Closed in the usual way, its socket would stay with the kernel for as long as the peer keeps its window shut, and
+    megabytes of what was sent with it."""
+    server = RecordingServer()
+    server.start(0, max_buffered=100_000, close_timeout=0.2)
+    with server, RawClient(port_of(server), "/shut", receive_buffer=4096) as shut:
+        tick_until(lambda: server.channels, server)
+        (channel,) = server.channels
+        tick_until(lambda: not channel.send(bytes(100_000)), server)
+        tick_until(lambda: server.record.count("close"), server)
+        assert channel.close_code == 1008
+        poll = select.poll()
+        poll.register(shut.socket, 0)  # nothing is read, and a reset is told all the same
+        tick_until(lambda: poll.poll(0), server)
+        assert poll.poll(0)[0][1] & select.POLLERR
 
 
 def messages_of(frames: list[Frame]) -> list[bytes]:

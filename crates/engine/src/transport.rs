@@ -19,6 +19,16 @@ impl Transport {
     pub(crate) fn speaks_http2(&self) -> bool {
         matches!(self, Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(b"h2"))
     }
+
+    /// Dropping it will reset the connection, and throw away what the kernel still has for the peer.
+    pub(crate) fn reset_on_drop(&self) {
+        let tcp = match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        // Fails only where the connection has ended: then the kernel holds nothing.
+        let _ = tcp.set_zero_linger();
+    }
 }
 
 impl AsyncRead for Transport {

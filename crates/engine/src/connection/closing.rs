@@ -150,7 +150,20 @@ impl Connection {
                 self.wake(inner);
             }
             State::Open | State::Closed => {}
-            State::Closing | State::Draining => self.lost(inner),
+            State::Closing | State::Draining => {
+                self.abandon(inner);
+                self.lost(inner);
+            }
+        }
+    }
+
+    /// We give up. If the socket is still full the peer is reset: while its window is shut the kernel would keep the
+    /// socket, with megabytes behind it, for as long as the peer answers its probes.
+    pub(super) fn abandon(&self, inner: &Inner) {
+        if inner.blocked
+            && let Some(stream) = &inner.stream
+        {
+            stream.reset_on_drop();
         }
     }
 

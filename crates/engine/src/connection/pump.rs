@@ -202,6 +202,7 @@ impl Connection {
         if !inner.blocked {
             self.flush(inner);
         }
+        self.abandon(inner);
         self.lost(inner);
     }
 
