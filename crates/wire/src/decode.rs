@@ -240,8 +240,8 @@ impl Decoder {
     /// Takes received bytes (unmasking them in place) and calls `on_event`, in order, for everything they complete.
     ///
     /// An error means that the connection must be failed; it comes after the events of the bytes before it, and again
-    /// at every later call. After a close frame everything is ignored: section 5.5.1, "The application MUST NOT send
-    /// any more data frames after sending a Close frame."
+    /// at every later call. After a close frame everything is ignored: section 1.4, "after receiving a control frame
+    /// indicating the connection should be closed, a peer discards any further data received".
     pub fn decode(&mut self, data: &mut [u8], on_event: &mut impl FnMut(Event<'_>)) -> Result<(), Violation> {
         let outcome = self.advance(data, on_event);
         if let Err(violation) = outcome {

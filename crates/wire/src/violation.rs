@@ -2,7 +2,7 @@
 //!
 //! RFC 6455 section 7.1.7, "Fail the WebSocket Connection": the endpoint "SHOULD send a Close frame with an appropriate
 //! status code". Section 7.4.1 gives the codes: 1002 a protocol error, 1007 data "not consistent with the type of the
-//! message (e.g., non-UTF-8 data within a text message)", 1009 a message "too big for it to process".
+//! message (e.g., non-UTF-8 [RFC3629] data within a text message)", 1009 a message "too big for it to process".
 
 use std::fmt;
 
@@ -45,8 +45,9 @@ violations! {
     /// Section 5.2: "If a nonzero value is received and none of the negotiated extensions defines the meaning of such a
     /// nonzero value, the receiving endpoint MUST _Fail the WebSocket Connection_."
     RSV = 1002 "a reserved bit (RSV1-3) is set, but no extension was negotiated";
-    /// RFC 7692 section 6: RSV1 is the "Per-Message Compressed" bit, on the first frame of a data message only; "An
-    /// endpoint receiving such a frame MUST _Fail the WebSocket Connection_." RSV2 and RSV3 still have no meaning.
+    /// RFC 7692 section 6: RSV1 is the "Per-Message Compressed" bit. Section 6.1: it may not be set on "control frames and
+    /// non-first fragments of a data message. An endpoint receiving such a frame MUST _Fail the WebSocket Connection_."
+    /// RSV2 and RSV3 still have no meaning.
     RSV_DEFLATE = 1002 "a reserved bit (RSV1-3) is set where permessage-deflate has no meaning for it";
     /// Section 5.2: "If an unknown opcode is received, the receiving endpoint MUST _Fail the WebSocket Connection_."
     OPCODE = 1002 "the frame's opcode is reserved";

@@ -8,7 +8,7 @@ use pyhv_wire::{Decoder, Event, Opcode, Payload, Role, encode_frame, encode_fram
 
 const LIMIT: usize = 1 << 20;
 
-/// RFC 7692 section 7.2.3: "Hello", compressed in one block.
+/// RFC 7692 section 7.2.3.1: "Hello", compressed in one block.
 const HELLO: &[u8] = &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
 
 fn text(s: &str) -> Seen {

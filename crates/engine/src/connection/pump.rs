@@ -43,7 +43,7 @@ impl Connection {
         touched: &mut Vec<Arc<Self>>,
     ) {
         let inner = &mut *self.inner.lock();
-        // Behind our close frame nothing may be sent (RFC 6455 section 5.5.1).
+        // Behind our close frame no data may be sent (RFC 6455 section 5.5.1).
         if !matches!(inner.state, State::Open | State::Answering) {
             self.buffered.fetch_sub(len, Ordering::Relaxed);
             return;

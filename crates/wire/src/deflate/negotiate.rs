@@ -67,7 +67,7 @@ impl DeflateConfig {
 /// request's `Sec-WebSocket-Extensions` headers, in order; see [`handshake::extensions`](crate::handshake::extensions).
 ///
 /// Returns what was agreed and the value of the response's `Sec-WebSocket-Extensions`; `None` if there is no such
-/// offer, and then the response has no such header. Section 7.1 has an offer with an unknown, repeated or invalid
+/// offer, and then the response has no such header. Section 7 has an offer with an unknown, repeated or invalid
 /// parameter declined. An error means that a header isn't even well-formed: RFC 6455 section 9.1 demands that the
 /// handshake fail, which is status 400.
 pub fn accept_offer<'a>(
@@ -123,7 +123,7 @@ pub fn offer(config: &DeflateConfig) -> String {
 
 /// The client's part: checks the server's answer to [`offer`]`(config)`. `headers` are the values of the response's
 /// `Sec-WebSocket-Extensions` headers, in order. `None`: the server declined. After an error the client must fail the
-/// connection (section 7.1).
+/// connection (section 7).
 pub fn check_answer<'a>(
     headers: impl Iterator<Item = &'a [u8]>,
     config: &DeflateConfig,
@@ -237,7 +237,7 @@ struct Parameters {
 }
 
 impl Parameters {
-    /// Section 7.1: no parameter that isn't defined, none with an invalid value, none twice.
+    /// Section 7: no parameter that isn't defined, none with an invalid value, none twice.
     fn read(extension: &Extension<'_>, is_offer: bool) -> Result<Self, ExtensionError> {
         let mut found = Self::default();
         for (name, value) in &extension.params {
