@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{KEY, Outcome, Seen, assert_at_every_cut_of, compressed, compressed_frames, feed_to, frame, json, params};
+use common::{
+    KEY, Outcome, Seen, assert_at_every_cut_of, compressed, compressed_frames, deflated_well, feed_to, frame, json,
+    params,
+};
 use pyhv_wire::deflate::{Compressor, DeflateParams, compress_shared};
 use pyhv_wire::{Decoder, Event, Opcode, Payload, Role, encode_frame, encode_frame_rsv1};
 
@@ -136,6 +139,16 @@ fn messages_that_are_cut_off() {
     for (payload, first) in [(HELLO, 1), (&stored, 2)] {
         for end in first..payload.len() {
             let wire = [frame(Opcode::Text, true, b"before"), compressed(Opcode::Text, &payload[..end])].concat();
+            assert_seen(&wire, &[text("before")], Some((1007, "compressed message")));
+        }
+    }
+    // Inside the code lengths of a dynamic block, of which there may be more than the tail has bits.
+    let lengths = b"\xec\xc1\x31\x01\0\0\0\xc2\xa0\xf5\x4f\x6d\x0d\x0f\xa0\0\0\0\0\0\0\0\0\0\xc6\0\0\0\0\0\0\0\xb8\x30";
+    let dynamic = deflated_well(&json(3000, 1));
+    assert_eq!(dynamic[0] & 6, 4);
+    for (payload, first) in [(&lengths[..], 1), (&dynamic, 1)] {
+        for end in first..payload.len() {
+            let wire = [frame(Opcode::Text, true, b"before"), compressed(Opcode::Binary, &payload[..end])].concat();
             assert_seen(&wire, &[text("before")], Some((1007, "compressed message")));
         }
     }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Outcome, Seen, compressed_frames, feed_to, frame_to, json, noise, params, strict};
+use common::{Outcome, Seen, compressed_frames, deflated_well, feed_to, frame_to, json, noise, params, strict};
 use proptest::prelude::*;
 use pyhv_wire::deflate::{Compressor, MIN_COMPRESSED, compress_shared, worth_compressing};
 use pyhv_wire::{Decoder, Opcode, Role};
@@ -264,6 +264,14 @@ fn outcome(
     Ok(whole)
 }
 
+/// What a payload means to the second opinion, if it is whole: ended by a tail, or by BFINAL with nothing behind.
+fn read_strictly(payload: &[u8]) -> Option<Vec<u8>> {
+    [payload.to_vec(), [payload, &[0x00]].concat()].iter().find_map(|payload| {
+        let mut read = Vec::new();
+        strict::inflate(payload, 1 << 15, &mut read).map(|()| read)
+    })
+}
+
 fn roles() -> impl Strategy<Value = Role> {
     prop_oneof![Just(Role::Server), Just(Role::Client)]
 }
@@ -319,12 +327,30 @@ proptest! {
         ]
         .concat();
         let whole = outcome(Role::Client, params(15, takeover), limit, &wire, size)?;
-        // The second opinion: whatever passes is what the payload means.
+        // The second opinion: whatever passes is whole, and what the payload means.
         if let (Some(Seen::Binary(first)), false) = (whole.0.first(), payload.ends_with(b"\xff")) {
-            let mut read = Vec::new();
-            if strict::inflate(&payload, 1 << 15, &mut read).is_some() {
-                prop_assert_eq!(first, &read);
-            }
+            prop_assert_eq!(Some(first.clone()), read_strictly(&payload));
+        }
+    }
+
+    /// A dynamic block that is cut, and spoilt before: inside its code lengths too, which zlib takes in without a word.
+    #[test]
+    fn a_spoilt_block_that_is_cut_passes_only_if_it_is_whole(
+        seed in any::<u64>(),
+        spoil in prop::collection::vec((0usize..80, any::<u8>()), 0..3),
+        end in 1usize..120,
+        takeover in any::<bool>(),
+    ) {
+        let mut payload = deflated_well(&json(3000, seed));
+        prop_assert_eq!(payload[0] & 6, 4, "not a dynamic block");
+        for (at, byte) in spoil {
+            payload[at] = byte;
+        }
+        payload.truncate(end);
+        let wire = compressed_frames(Role::Client, Opcode::Binary, &payload, &[]).concat();
+        let (seen, _) = outcome(Role::Client, params(15, takeover), LIMIT, &wire, 7)?;
+        if let (Some(Seen::Binary(first)), false) = (seen.first(), payload.ends_with(b"\xff")) {
+            prop_assert_eq!(Some(first.clone()), read_strictly(&payload));
         }
     }
 }

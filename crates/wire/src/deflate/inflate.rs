@@ -19,9 +19,10 @@
 use super::{DeflateParams, TAIL};
 use crate::decode::Role;
 use crate::violation::{self, Violation};
-use flate2::{Decompress, FlushDecompress, Status};
 use std::cell::{Cell, RefCell};
-use std::ops::{Deref, DerefMut};
+use std::fmt;
+use std::ops::Deref;
+use zlib_rs::{Inflate, InflateFlush, Status};
 
 /// What one context for inflating takes from the allocator, in bytes, whatever the window: 32 KiB of window, Huffman
 /// tables, state. On x86-64; see the module's header.
@@ -37,7 +38,7 @@ const SPARES: usize = 4;
 
 thread_local! {
     /// Contexts between messages, reset.
-    static SPARE: RefCell<[Option<Box<Decompress>>; SPARES]> = const { RefCell::new([const { None }; SPARES]) };
+    static SPARE: RefCell<[Option<Box<Context>>; SPARES]> = const { RefCell::new([const { None }; SPARES]) };
     /// The memory of the [`Chunk`], when none is in use.
     static CHUNK_MEMORY: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
@@ -46,7 +47,7 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct Inflation {
     /// Held during a compressed message, and from the first one on if the peer takes its context over.
-    context: Option<Box<Decompress>>,
+    context: Option<Box<Context>>,
     /// The last byte of the message's payload so far.
     last_byte: Option<u8>,
     takes_over: bool,
@@ -75,7 +76,7 @@ impl Inflation {
         if let Some(&byte) = piece.last() {
             self.last_byte = Some(byte);
             let context = self.context.get_or_insert_with(spare);
-            run(context, &mut self.ended, piece, chunk, &mut on_full)?;
+            run(&mut context.0, &mut self.ended, piece, chunk, &mut on_full)?;
         }
         if last { self.finish() } else { Ok(()) }
     }
@@ -85,7 +86,7 @@ impl Inflation {
         let complete = match (self.last_byte.take(), &mut self.context) {
             (Some(byte), Some(context)) if !self.ended => {
                 let has_tail = byte == 0xff;
-                ends_here(context, has_tail, self.takes_over)
+                ends_here(&mut context.0, has_tail)
             }
             _ => true,
         };
@@ -104,14 +105,14 @@ impl Inflation {
 
 /// Inflates all of `input`.
 fn run(
-    context: &mut Decompress,
+    context: &mut Inflate,
     ended: &mut bool,
     mut input: &[u8],
     chunk: &mut Chunk,
     on_full: &mut impl FnMut(&[u8]) -> Result<(), Violation>,
 ) -> Result<(), Violation> {
     loop {
-        if chunk.len() == chunk.capacity() {
+        if chunk.is_full() {
             let taken = on_full(chunk);
             chunk.clear();
             taken?;
@@ -120,11 +121,13 @@ fn run(
             context.reset(false);
             *ended = false;
         }
-        let (before, filled) = (context.total_in(), chunk.len());
-        let status = context.decompress_vec(input, chunk, FlushDecompress::None);
-        // The cast loses nothing: it's no more than `input` has.
-        let used = (context.total_in() - before) as usize;
+        let before = (context.total_in(), context.total_out());
+        let status = context.decompress(input, chunk.room(), InflateFlush::NoFlush);
+        // The casts lose nothing: it's no more than `input` has, and than there is room for.
+        let used = (context.total_in() - before.0) as usize;
+        let made = (context.total_out() - before.1) as usize;
         input = &input[used..];
+        chunk.filled += made;
         match status {
             Err(_) => return Err(violation::DEFLATE_CORRUPT),
             Ok(Status::StreamEnd) => {
@@ -134,87 +137,111 @@ fn run(
                 }
             }
             // A full chunk may mean that there's more to come from the bytes it has taken.
-            Ok(_) if chunk.len() == chunk.capacity() => {}
+            Ok(_) if chunk.is_full() => {}
             Ok(_) if input.is_empty() => return Ok(()),
             // It takes all input there is or fills all room there is. Should it ever not, this isn't an endless loop.
-            Ok(_) if used == 0 && chunk.len() == filled => return Err(violation::DEFLATE_CORRUPT),
+            Ok(_) if used == 0 && made == 0 => return Err(violation::DEFLATE_CORRUPT),
             Ok(_) => {}
         }
     }
 }
 
-/// Puts the tail on, unless the sender left it there, and looks whether the payload ended where a block may begin.
+/// Puts the tail on, unless the sender left it there, and looks whether a block ends exactly behind it.
 ///
-/// zlib doesn't tell where it is in a block. But an empty stored block put in yields nothing exactly if one may begin
-/// there: elsewhere its bytes are data, or codes, or wrong. If the context isn't needed any more the block has BFINAL set,
-/// and the stream's end proves it. If it is needed, the block can't; then only a payload that ends inside the code
-/// lengths of a dynamic block passes, and the next message will fail.
-fn ends_here(context: &mut Decompress, has_tail: bool, keep: bool) -> bool {
-    let last_block = [u8::from(!keep), 0x00, 0x00, 0xff, 0xff];
-    let mut end = [0; 9];
-    end[..4].copy_from_slice(&TAIL);
-    end[4..].copy_from_slice(&last_block);
-    let end = if has_tail { &end[4..] } else { &end[..] };
+/// Told to, zlib stops at the end of a block: then one byte more is not taken. Anywhere else, inside the code lengths of
+/// a dynamic block too, it takes that byte, or stopped before, or finds a fault. Behind a tail that is there already it
+/// stands at the end of a block, where it doesn't stop again, so it gets another empty block.
+fn ends_here(context: &mut Inflate, has_tail: bool) -> bool {
+    // A block's header, the tail, and the byte more; all zero but the tail.
+    let mut end = [0; 6];
+    end[1..5].copy_from_slice(&TAIL);
+    let end = if has_tail { &end[..] } else { &end[1..] };
 
     let (before_in, before_out) = (context.total_in(), context.total_out());
     let mut nothing = [0; 16];
-    let status = context.decompress(end, &mut nothing, FlushDecompress::None);
-    let as_expected = match status {
-        Ok(Status::StreamEnd) => !keep,
-        Ok(Status::Ok | Status::BufError) => keep,
-        Err(_) => false,
-    };
-    as_expected && context.total_out() == before_out && context.total_in() - before_in == end.len() as u64
+    let status = context.decompress(end, &mut nothing, InflateFlush::Block);
+    status == Ok(Status::Ok)
+        && context.total_out() == before_out
+        && context.total_in() - before_in == end.len() as u64 - 1
+}
+
+/// What inflates, and the window it refers back to.
+struct Context(Inflate);
+
+impl Context {
+    /// Raw DEFLATE, with the whole window whatever was agreed on: the header of [`super`].
+    fn new() -> Self {
+        Self(Inflate::new(false, 15))
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("total_in", &self.0.total_in()).finish_non_exhaustive()
+    }
 }
 
 /// A context that is as new.
-fn spare() -> Box<Decompress> {
+fn spare() -> Box<Context> {
     // The thread-local is gone only while the thread ends.
     let spare = SPARE.try_with(|spare| spare.borrow_mut().iter_mut().find_map(Option::take));
-    spare.ok().flatten().unwrap_or_else(|| Box::new(Decompress::new(false)))
+    spare.ok().flatten().unwrap_or_else(|| Box::new(Context::new()))
 }
 
-fn give_back(mut context: Box<Decompress>) {
+fn give_back(mut context: Box<Context>) {
     let _ = SPARE.try_with(|spare| {
         if let Some(free) = spare.borrow_mut().iter_mut().find(|slot| slot.is_none()) {
-            // In place: flate2 does that for the full window, and makes a new one of any other.
-            context.reset(false);
+            context.0.reset(false);
             *free = Some(context);
         }
     });
 }
 
-/// The thread's piece of memory that messages are inflated into; given back when it goes out of scope.
+/// The thread's piece of memory that messages are inflated into; given back when it goes out of scope. Its data is what
+/// has been inflated.
 ///
 /// It isn't borrowed from the thread-local but taken out: a callback that decodes something itself gets another one.
-pub(crate) struct Chunk(Vec<u8>);
+pub(crate) struct Chunk {
+    /// [`CHUNK`] bytes.
+    memory: Vec<u8>,
+    /// How many of them are data.
+    filled: usize,
+}
 
 impl Chunk {
     pub(crate) fn new() -> Self {
         let mut memory = CHUNK_MEMORY.try_with(Cell::take).unwrap_or_default();
-        memory.clear();
-        memory.reserve_exact(CHUNK);
-        Self(memory)
+        if memory.is_empty() {
+            memory = vec![0; CHUNK];
+        }
+        Self { memory, filled: 0 }
+    }
+
+    fn is_full(&self) -> bool {
+        self.filled == self.memory.len()
+    }
+
+    /// What isn't filled yet.
+    fn room(&mut self) -> &mut [u8] {
+        &mut self.memory[self.filled..]
+    }
+
+    fn clear(&mut self) {
+        self.filled = 0;
     }
 }
 
 impl Deref for Chunk {
-    type Target = Vec<u8>;
+    type Target = [u8];
 
-    fn deref(&self) -> &Vec<u8> {
-        &self.0
-    }
-}
-
-impl DerefMut for Chunk {
-    fn deref_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.0
+    fn deref(&self) -> &[u8] {
+        &self.memory[..self.filled]
     }
 }
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        let memory = std::mem::take(&mut self.0);
+        let memory = std::mem::take(&mut self.memory);
         let _ = CHUNK_MEMORY.try_with(|cell| cell.set(memory));
     }
 }

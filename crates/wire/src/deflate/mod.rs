@@ -12,10 +12,11 @@
 //!
 //! # The engine below
 //!
-//! flate2 over zlib-rs. flate2 because it is the interface that the ecosystem shares, and it needs no `unsafe` here.
-//! zlib-rs because inflating is parsing a stranger's bytes, which is no place for C, and because it is flate2's only engine
-//! without C that honours a window smaller than 32 KiB when it deflates (miniz_oxide has but one size). flate2 prefers a C
-//! zlib when any crate of the build turns that feature on; all holds then as well, except the memory below.
+//! zlib-rs: because inflating is parsing a stranger's bytes, which is no place for C, and because it honours a window
+//! smaller than 32 KiB when it deflates (miniz_oxide has but one size). It needs no `unsafe` here. To deflate it is called
+//! through flate2, the interface that the ecosystem shares; flate2 prefers a C zlib when any crate of the build turns that
+//! feature on, and all holds then as well, except the memory below. To inflate it is called itself: whether a message is
+//! whole is told by stopping at the end of a block (zlib's `Z_BLOCK`), which flate2 doesn't pass on.
 //!
 //! Two of its limits are met: zlib cannot deflate raw with a window of 256 bytes (8 bits); see `compress` for why 9 bits
 //! serve. And what inflates always has the whole window of 32 KiB, so that whether a distance is valid never depends on

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test crate uses its part")]
 
+use flate2::{Compress, Compression, FlushCompress, Status};
 use pyhv_wire::deflate::DeflateParams;
 use pyhv_wire::{Decoder, Event, MessageKind, Opcode, Role, Violation, encode_frame, encode_frame_rsv1};
 
@@ -131,6 +132,15 @@ pub(crate) fn params(window_bits: u8, takeover: bool) -> DeflateParams {
         server_max_window_bits: window_bits,
         client_max_window_bits: window_bits,
     }
+}
+
+/// A payload compressed as far as it goes: in dynamic blocks, if that's shorter.
+pub(crate) fn deflated_well(data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(data.len() + 100);
+    let status = Compress::new(Compression::best(), false).compress_vec(data, &mut out, FlushCompress::Sync);
+    assert!(matches!(status, Ok(Status::Ok)));
+    assert_eq!(out.split_off(out.len() - 4), [0x00, 0x00, 0xff, 0xff]);
+    out
 }
 
 /// Text that looks like what games and dashboards send: keys that recur, numbers that don't.
