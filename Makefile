@@ -15,6 +15,8 @@ REQUIRE = PYTHON="$(PYTHON)" sh scripts/require.sh
 CARGO = PYO3_PYTHON="$$PWD/$(BIN)/python" cargo
 # The benchmarks' load generator is a crate of its own.
 LOAD = --manifest-path benchmarks/load/Cargo.toml
+# So are the fuzz targets.
+FUZZ = --manifest-path fuzz/Cargo.toml
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test build test-rust test-python lint format bench compliance fuzz soak smoke lock clean
@@ -56,9 +58,13 @@ lint: .venv/.dev-tools
 	@echo "== cargo fmt --check"
 	@cargo fmt --all --check
 	@cargo fmt --check $(LOAD)
+	@cargo fmt --check $(FUZZ)
 	@echo "== clippy"
 	@$(CARGO) clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@cargo clippy --quiet --locked $(LOAD) --target-dir target/load --all-targets -- -D warnings
+	@# With a path set libFuzzer is not compiled, which takes a C++ compiler and longer than all the rest; nothing is linked.
+	@CUSTOM_LIBFUZZER_PATH=target/none/libfuzzer.a cargo clippy --quiet --locked $(FUZZ) --target-dir target/fuzz \
+		--all-targets -- -D warnings
 	@echo "== ruff check"
 	@$(BIN)/ruff check
 	@echo "== ruff format --check"
@@ -85,6 +91,7 @@ test-python: build .venv/.dev-tools
 format: .venv/.dev-tools
 	cargo fmt --all
 	cargo fmt $(LOAD)
+	cargo fmt $(FUZZ)
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
@@ -101,7 +108,7 @@ compliance: build
 # its own. What a fuzzer adds to fuzz/corpus is replayed by the next `make fuzz`, with the seeds.
 fuzz: fuzz/.cache/bin/cargo-fuzz
 	@echo "== seeds"
-	@cargo test --quiet --locked --manifest-path fuzz/Cargo.toml
+	@cargo test --quiet --locked $(FUZZ)
 	@for target in decode recut handshake deflate; do \
 		echo "== $$target, $(FUZZ_SECONDS) s"; mkdir -p fuzz/corpus/$$target; \
 		RUSTC_BOOTSTRAP=1 PATH="$$PWD/fuzz/.cache/bin:$$PATH" cargo fuzz run $$target fuzz/corpus/$$target fuzz/seeds/$$target \
