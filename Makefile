@@ -19,7 +19,7 @@ LOAD = --manifest-path benchmarks/load/Cargo.toml
 FUZZ = --manifest-path fuzz/Cargo.toml
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test build test-rust test-python lint format bench compliance fuzz soak smoke lock clean
+.PHONY: help demo test build test-rust test-python lint format bench compliance fuzz soak audit smoke lock clean
 
 help:
 	@echo "make demo     run the chat of examples/chat on http://127.0.0.1:$(PORT) (PORT=...)"
@@ -32,6 +32,7 @@ help:
 	@echo "make compliance   all cases of the conformance suite, both sides (COMPLIANCE_ARGS='--side client --cases 9.*')"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"
 	@echo "make soak     a server under mixed load for MINUTES=$(MINUTES)"
+	@echo "make audit    licences, sources and known faults of what pyHV is built from; the first time it builds cargo-deny"
 	@echo "make smoke    pip install . into an environment of its own and try it (PYTHON=python3.12)"
 	@echo "make lock     write requirements-dev.lock anew from pyproject.toml"
 	@echo "make clean    remove what the others have made"
@@ -124,6 +125,20 @@ fuzz/.cache/bin/cargo-fuzz:
 soak: build
 	@exec $(BIN)/python scripts/soak.py --minutes $(MINUTES) --svg target/soak.svg
 
+# Not a part of make test: building cargo-deny takes minutes, and what is known of others' code changes without ours.
+audit: .cache/bin/cargo-deny .cache/audit/bin/pip-audit
+	@sh scripts/audit.sh $(PYTHON)
+
+.cache/bin/cargo-deny:
+	@$(REQUIRE) rust linker
+	@echo "== cargo-deny"
+	@cargo install --quiet --locked --version 0.20.2 --root .cache cargo-deny
+
+.cache/audit/bin/pip-audit:
+	@$(REQUIRE) python
+	@$(PYTHON) -m venv .cache/audit
+	@.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.10,<3"
+
 # Elsewhere than the development build: another interpreter compiles PyO3 anew.
 smoke:
 	@$(REQUIRE) python rust linker
@@ -143,7 +158,7 @@ lock: .venv/.build-tools
 clean:
 	rm -rf .venv target tests/artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf fuzz/.cache fuzz/target fuzz/corpus fuzz/artifacts
-	rm -rf benchmarks/.cache compliance/.cache
+	rm -rf .cache benchmarks/.cache compliance/.cache
 	rm -f python/pyhv/_native.*.so
 	find python tests examples benchmarks compliance scripts -name __pycache__ -prune -exec rm -rf {} +
 
