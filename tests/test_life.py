@@ -487,7 +487,7 @@ read, write = os.pipe()
 code = code.format(path=sys.path, descriptor=write)
 failed = getattr(interpreters, "run_string", None)(number, code)
 os.close(write)
-said = os.read(read, 10_000).decode()
+print(os.read(read, 10_000).decode(), flush=True)
 interpreters.destroy(number)
 import pyhv
 from support import EchoServer, connected, tick_until
@@ -497,18 +497,34 @@ client = connected(server)
 client.send("x")
 tick_until(lambda: client.received, client, server)
 server.stop(0)
-print(said, "| the main one works" if client.received == ["x"] else "")
+print("the main one works" if client.received == ["x"] else "")
+"""
+
+#: The same without pyHV: some Pythons (3.12.1) cannot import their own modules in a subinterpreter and outside.
+CONTROL = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+number = interpreters.create()
+interpreters.run_string(number, "import datetime, ssl, logging")
+interpreters.destroy(number)
+import datetime, ssl, logging
 """
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["behind the main one", "before the main one"])
 def test_a_subinterpreter_is_refused_clearly_or_works(first: bool) -> None:
+    """CPython refuses from 3.12 on, where subinterpreters have a GIL of their own; before, it works."""
     ran = run_python(f"FIRST = {first}\n{SUBINTERPRETER}")
     if "No module named" in ran.stderr and "interpreters" in ran.stderr:
         pytest.skip("this Python cannot make subinterpreters from Python")
+    said, *main = ran.stdout.splitlines()
+    if sys.version_info >= (3, 12):
+        assert said == "refused: module pyhv._native does not support loading in subinterpreters"
+    else:
+        assert said == "works"
+    if ran.returncode < 0 and run_python(CONTROL).returncode < 0:
+        pytest.skip(f"refused, and then this Python ended by itself, as it does without pyHV: {ran.stderr}")
     assert ran.returncode == 0, ran.stderr
-    said, _, main = ran.stdout.partition(" | ")
-    assert main == "the main one works\n"
-    if said != "works":
-        assert said.startswith("refused: ")
-        assert "interpreter" in said  # says what is not supported
+    assert main == ["the main one works"]
