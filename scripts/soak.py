@@ -2,16 +2,15 @@
 
     python scripts/soak.py --minutes 10 --svg soak.svg
 
-One process serves, this one is the load: pyHV clients whose every message must come back once and in order, peers made
-of sockets that break every rule they can, and HTTP requests. Memory, descriptors and threads of both processes are
-sampled; at the end they are plotted as text (and as SVG), and the verdict is the exit code. docs/soak.md has what it
-has shown so far.
+One process serves, this one is the load (soak_load.py): pyHV clients whose every message must come back once and in
+order, with and without TLS and compression; HTTP and HTTPS requests; peers made of sockets that break every rule they
+can, read nothing, or never go on. Memory, descriptors and threads of both processes are sampled; at the end they are
+plotted as text (and as SVG), and the verdict is the exit code. docs/soak.md has what it has shown so far.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import collections
 import http.client
 import json
@@ -19,11 +18,10 @@ import os
 import platform
 import random
 import select
-import socket
 import statistics
-import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,25 +29,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyhv
-from pyhv import HttpRequest, HttpResponse, HvWebServer, HvWebSocketClient, WebSocketChannel
+from pyhv import HttpRequest, HttpResponse, HvWebServer, WebSocketChannel, _native
+from soak_load import HOST, JOBS, OVER_TLS, Client, Counts, Job, Target, broadcast_text
 
-HOST = "127.0.0.1"
-
+#: Between two requests of a connection too: not so short that a load without a processor runs into it every time.
+HEADER_TIMEOUT = 5.0
 #: What the server is started with: limits low enough for the load to reach them.
 SETTINGS = {
     "max_message_size": 1 << 20,
     "max_buffered": 1 << 20,
     "max_pending_bytes": 8 << 20,
-    "header_timeout": 2.0,
+    "header_timeout": HEADER_TIMEOUT,
     "body_timeout": 2.0,
     "handshake_timeout": 2.0,
     "close_timeout": 1.0,
     "ping_interval": 5.0,
     "ping_timeout": 5.0,
+    # A context for each channel, where the client agrees: what costs most.
+    "compression": "context",
 }
-CLIENTS = 20
-WINDOW = 8  # messages that a client has under way
-PACE = 0.02  # seconds between two messages of a client
+CLIENTS = 24
 #: How many samples the plot is made of, and the shortest time between two, in seconds.
 SAMPLES = 120
 SHORTEST = 0.25
@@ -58,29 +57,41 @@ WARM_UP = 0.25
 #: The growth of resident memory, from after the warm-up to the end, that is still the allocator's noise.
 ALLOWED_GROWTH = 0.05
 ALLOWED_BYTES = 3 << 20
+#: What a channel at /flood is sent each time.
+FLOOD = bytes(range(256)) * 256
 
 
 # The server, in a process of its own
 
 
 class SoakServer(HvWebServer):
-    """Echoes, broadcasts numbers, and counts; keeps nothing."""
+    """Echoes, broadcasts numbers, floods who asks for it, and counts; keeps nothing."""
 
     def on_init(self) -> None:
         self.opened = self.closed = self.messages = self.errors = self.broadcasts = 0
+        self.compressed = 0  # messages over channels with compression
+        self.flooded = self.flooded_closed = 0  # channels, and those of them closed with 1008
+        self.flooding: set[WebSocketChannel] = set()
         self.get("/stats", self.get_stats)
         self.post("/echo", lambda request, response: response.data(request.body))
         self.get("/ping", lambda request, response: response.text("pong"))
 
     def get_stats(self, request: HttpRequest, response: HttpResponse) -> None:
-        names = ("opened", "closed", "messages", "errors", "broadcasts")
-        response.json({**{name: getattr(self, name) for name in names}, "channels": len(self.channels)})
+        response.json({**self.stats(), "channels": len(self.channels)})
+
+    def stats(self) -> dict[str, int]:
+        names = ("opened", "closed", "messages", "errors", "broadcasts", "compressed", "flooded", "flooded_closed")
+        return {name: getattr(self, name) for name in names}
 
     def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
         self.opened += 1
+        if url == "/flood":
+            self.flooded += 1
+            self.flooding.add(channel)
 
     def on_ws_message(self, channel: WebSocketChannel, msg: str | bytes) -> None:
         self.messages += 1
+        self.compressed += channel.is_compressed
         if msg == "bye":
             channel.close(1000, "bye")
         else:
@@ -88,28 +99,35 @@ class SoakServer(HvWebServer):
 
     def on_ws_close(self, channel: WebSocketChannel) -> None:
         self.closed += 1
+        if channel in self.flooding:
+            self.flooding.remove(channel)
+            self.flooded_closed += channel.close_code == 1008
+
+    def on_tick(self) -> None:
+        for channel in self.flooding:
+            channel.send(FLOOD)
 
     def on_error(self, exc: Exception) -> None:
         self.errors += 1
 
 
-def serve(seed: int) -> None:
-    """Serves until its stdin ends; stalls now and then, as programs do."""
+def serve(seed: int, folder: Path) -> None:
+    """Serves until its stdin ends; stalls now and then, as programs do. The certificate is in `folder`."""
     dice = random.Random(seed)
     server = SoakServer()
-    server.start(0, **SETTINGS)  # type: ignore[arg-type]
-    print(server.port, flush=True)
+    secure = {"tls_port": 0, "certfile": folder / "cert.pem", "keyfile": folder / "key.pem"}
+    server.start(0, **secure, **SETTINGS)  # type: ignore[arg-type]
+    print(server.port, server.tls_port, flush=True)
     next_broadcast = time.monotonic()
     while not select.select([sys.stdin], [], [], 0)[0]:
         server.tick(0.01)
         if time.monotonic() >= next_broadcast:
             next_broadcast += 0.1
-            server.broadcast(f"b {server.broadcasts}")
+            server.broadcast(broadcast_text(server.broadcasts))
             server.broadcasts += 1
             if dice.random() < 0.02:
                 time.sleep(dice.random())  # the stall
     server.stop(5.0)
-    print(json.dumps({"opened": server.opened, "closed": server.closed, "errors": server.errors}), flush=True)
 
 
 # Facts
@@ -139,269 +157,6 @@ class Sample:
     load: Facts
 
 
-@dataclass
-class Counts:
-    """What the load has seen. Each is written by one thread only."""
-
-    sent: int = 0
-    echoed: int = 0
-    broadcasts: int = 0
-    sessions: int = 0
-    lost: int = 0
-    doubled: int = 0
-    corrupt: int = 0
-    http: int = 0
-    mischief: collections.Counter[str] = field(default_factory=collections.Counter)
-    unexpected: list[str] = field(default_factory=list)  # what must not happen, in words
-
-
-# The load: well-behaved clients
-
-
-class Client(HvWebSocketClient):
-    """Sends numbered messages, and checks that each comes back once, in order and whole."""
-
-    def __init__(self, url: str, counts: Counts, dice: random.Random) -> None:
-        self.url = url
-        self.counts = counts
-        self.dice = dice
-        self.under_way: collections.deque[str | bytes] = collections.deque()
-        self.done: collections.deque[str | bytes] = collections.deque(maxlen=4 * WINDOW)
-        self.number = 0
-        self.heard: int | None = None  # the last broadcast of this session
-        self.next_send = self.until = 0.0
-        self.leaving = False
-
-    def begin(self) -> None:
-        self.counts.sessions += 1
-        self.under_way.clear()
-        self.done.clear()
-        self.heard, self.leaving = None, False
-        self.until = time.monotonic() + self.dice.uniform(2, 20)
-        self.connect(self.url, ping_interval=5.0)
-
-    def step(self, now: float, ending: bool) -> None:
-        """Sends if it is time to; leaves when the session is over and everything has come back."""
-        if not self.is_connected or self.leaving:
-            return
-        if ending or now >= self.until:
-            if not self.under_way:
-                self.leaving = True
-                if self.dice.random() < 0.5:
-                    self.close(1000, "over")
-                else:
-                    self.send("bye")
-        elif now >= self.next_send and len(self.under_way) < WINDOW:
-            self.next_send = now + PACE
-            self.number += 1
-            size = self.dice.choice((0, 0, 10, 100, 1000, 1000, 20_000, 100_000 if self.dice.random() < 0.1 else 60))
-            text = f"e {self.number} {'ä' * (size // 2)}"
-            message = text if self.dice.random() < 0.5 else text.encode()
-            if self.send(message):
-                self.under_way.append(message)
-                self.counts.sent += 1
-
-    def on_message(self, msg: str | bytes) -> None:
-        if isinstance(msg, str) and msg.startswith("b "):
-            number = int(msg[2:])
-            self.counts.broadcasts += 1
-            if self.heard is not None and number != self.heard + 1:
-                if number <= self.heard:
-                    self.counts.doubled += 1
-                else:
-                    self.counts.lost += number - self.heard - 1
-            self.heard = number
-        elif self.under_way and msg == self.under_way[0]:
-            self.counts.echoed += 1
-            self.done.append(self.under_way.popleft())
-        elif msg in self.under_way:
-            while self.under_way.popleft() != msg:
-                self.counts.lost += 1
-        elif msg in self.done:
-            self.counts.doubled += 1
-        else:
-            self.counts.corrupt += 1
-
-    def on_close(self) -> None:
-        if not self.leaving or self.close_code != 1000:
-            said = f"a client was closed with {self.close_code} {self.close_reason!r} {self.error}"
-            self.counts.unexpected.append(said)
-        self.counts.lost += len(self.under_way)
-
-
-# The load: HTTP
-
-
-def ask(port: int, counts: Counts, dice: random.Random) -> None:
-    """A few requests on one connection; every answer must be right."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=20)
-    method, path, waited, since = (
-        "",
-        "",
-        0.0,
-        time.monotonic(),
-    )  # `since`: when the connection began to wait for a request
-    try:
-        connection.connect()
-        for _ in range(dice.randrange(1, 6)):
-            body = dice.randbytes(dice.choice((0, 10, 1000, 100_000)))
-            method, path = dice.choice((("GET", "/ping"), ("POST", "/echo"), ("GET", "/nowhere")))
-            waited = time.monotonic() - since
-            connection.request(method, path, body if method == "POST" else None)
-            answer = connection.getresponse()
-            expected = {"/ping": (200, b"pong"), "/echo": (200, body)}.get(path)
-            got = (answer.status, answer.read())
-            if got != expected and not (expected is None and got[0] == 404):
-                counts.unexpected.append(f"{method} {path} was answered with {got[0]} and {len(got[1])} bytes")
-            counts.http += 1
-            since = time.monotonic()
-    except (OSError, http.client.HTTPException) as error:
-        # A load that does not get its share of the processor runs into header_timeout.
-        times = f"{waited:.2f} s after the one before, {time.monotonic() - since:.2f} s ago"
-        counts.unexpected.append(f"{method} {path}, {times}, failed: {error!r}")
-    finally:
-        connection.close()
-
-
-# The load: peers that misbehave
-
-
-def frame(first: int, payload: bytes = b"", *, masked: bool = True, length: int | None = None) -> bytes:
-    """A frame's bytes: `first` has FIN, RSV and opcode; `length` is a length to claim instead."""
-    claimed = len(payload) if length is None else length
-    bit = 0x80 if masked else 0
-    if claimed < 126:
-        head = bytes([first, bit | claimed])
-    elif claimed < 1 << 16:
-        head = struct.pack("!BBH", first, bit | 126, claimed)
-    else:
-        head = struct.pack("!BBQ", first, bit | 127, claimed)
-    # A key of zeros masks nothing.
-    return head + (bytes(4) if masked else b"") + payload
-
-
-def handshake() -> bytes:
-    key = base64.b64encode(os.urandom(16)).decode()
-    return (
-        f"GET /bad HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
-    ).encode()
-
-
-#: Behind a handshake, what ends the connection; the peer reads to the end.
-VIOLATIONS: dict[str, bytes] = {
-    "a reserved bit": frame(0xC2, b"x"),
-    "a reserved opcode": frame(0x83, b"x"),
-    "no mask": frame(0x81, b"x", masked=False),
-    "a text that is not UTF-8": frame(0x81, b"\xff\xfe"),
-    "a text cut inside a character": frame(0x81, b"\xe2\x82"),
-    "a 63-bit length": frame(0x82, b"x" * 100, length=(1 << 63) - 1),
-    "a message over the limit, in fragments": frame(0x02, bytes(900_000)) + frame(0x80, bytes(900_000)),
-    "a continuation of nothing": frame(0x80, b"x"),
-    "a ping in fragments": frame(0x09, b"x"),
-    "a close code that may not be sent": frame(0x88, b"\x03\xed"),
-    "a close frame": frame(0x88, b"\x03\xe8"),
-    "an HTTP request instead of frames": b"GET / HTTP/1.1\r\n\r\n",
-}
-
-
-def violate(peer: socket.socket, dice: random.Random) -> str:
-    name = dice.choice(sorted(VIOLATIONS))
-    good = frame(0x81, b"good") * dice.randrange(3)
-    peer.sendall(handshake() + good + VIOLATIONS[name])
-    read_to_end(peer)
-    return name
-
-
-def reset_inside(peer: socket.socket, dice: random.Random) -> str:
-    whole = handshake() + frame(0x81, b"m" * 1000) * 3 + frame(0x82, bytes(200_000))
-    peer.sendall(whole[: dice.randrange(1, len(whole))])
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    return "a reset anywhere"
-
-
-def leave_inside(peer: socket.socket, dice: random.Random) -> str:
-    whole = handshake() + frame(0x01, b"m" * 1000) + frame(0x89, b"ping")
-    peer.sendall(whole[: dice.randrange(1, len(whole))])
-    if dice.random() < 0.5:
-        peer.shutdown(socket.SHUT_WR)
-    return "an end anywhere"
-
-
-def noise(peer: socket.socket, dice: random.Random) -> str:
-    peer.sendall((handshake() if dice.random() < 0.5 else b"") + dice.randbytes(dice.randrange(1, 5000)))
-    peer.shutdown(socket.SHUT_WR)
-    read_to_end(peer)
-    return "random bytes"
-
-
-def dribble(peer: socket.socket, dice: random.Random) -> str:
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for byte in handshake() + frame(0x81, b"slow") + frame(0x88, b"\x03\xe8"):
-        peer.sendall(bytes([byte]))
-    read_to_end(peer)
-    return "byte by byte"
-
-
-def flood_pings(peer: socket.socket, dice: random.Random) -> str:
-    peer.sendall(handshake() + frame(0x89, bytes(125)) * 2000)
-    return "a flood of pings, pongs unread"
-
-
-def never_read(peer: socket.socket, dice: random.Random) -> str:
-    """Asks for more echoes than `max_buffered` and the sockets' buffers hold: is closed with 1008."""
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    peer.sendall(handshake() + frame(0x82, bytes(500_000)) * 20)
-    return "echoes never read"
-
-
-def crawl(peer: socket.socket, dice: random.Random) -> str:
-    """Half a request: the server gives up at header_timeout."""
-    half = dice.choice((b"GET / HTTP/1.1\r\nHo", b"", b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n1"))
-    peer.sendall(half)
-    read_to_end(peer)
-    return "half a request"
-
-
-def big_head(peer: socket.socket, dice: random.Random) -> str:
-    peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-Y: zzzzzzzzzz\r\n" * dice.choice((90, 5000)) + b"\r\n")
-    peer.shutdown(socket.SHUT_WR)
-    read_to_end(peer)
-    return "a large head"
-
-
-MISCHIEF: Sequence[Callable[[socket.socket, random.Random], str]] = (
-    *(violate,) * 5,
-    *(reset_inside,) * 3,
-    *(leave_inside,) * 2,
-    noise,
-    dribble,
-    flood_pings,
-    never_read,
-    crawl,
-    big_head,
-)
-
-
-def read_to_end(peer: socket.socket) -> None:
-    while peer.recv(1 << 16):
-        pass
-
-
-def misbehave(port: int, counts: Counts, dice: random.Random) -> None:
-    """One peer that breaks a rule. The server must end the connection within its timeouts, or be left."""
-    try:
-        with socket.create_connection((HOST, port), timeout=20) as peer:
-            try:
-                counts.mischief[dice.choice(MISCHIEF)(peer, dice)] += 1
-            except TimeoutError:
-                counts.unexpected.append("the server kept a misbehaving peer for 20 s")
-            except OSError:  # reset by the server, in the middle of the mischief
-                counts.mischief["cut short by the server"] += 1
-    except OSError as error:
-        counts.unexpected.append(f"connecting failed: {error!r}")
-
-
 # The run
 
 
@@ -415,6 +170,7 @@ class Run:
     samples: list[Sample]
     counts: Counts
     stats: dict[str, int]  # of the server, after the load
+    left: int  # sockets of the server's that the kernel still has
     exit_code: int
     faults: list[str] = field(default_factory=list)
 
@@ -435,8 +191,13 @@ class Run:
             if getattr(counts, name):
                 self.faults.append(f"{getattr(counts, name)} messages {name}")
         self.faults += [f"{said} (x{n})" for said, n in collections.Counter(counts.unexpected).most_common(10)]
-        if not (counts.echoed and counts.broadcasts and counts.http and counts.mischief):
+        load = (counts.secure, counts.compressed, counts.broadcasts, counts.http["http"], counts.http["https"])
+        if not all((*load, counts.echoed, counts.mischief, counts.idlers, counts.windows_shut)):
             self.faults.append("there was no load of some kind")
+        if self.stats["flooded"] != self.stats["flooded_closed"]:
+            self.faults.append("a channel whose peer reads nothing was not closed with 1008")
+        if self.left:
+            self.faults.append(f"the kernel still has {self.left} sockets of closed connections")
         if self.stats["opened"] != self.stats["closed"]:
             self.faults.append(f"{self.stats['opened']} channels were opened, {self.stats['closed']} closed")
         if self.stats["errors"]:
@@ -460,37 +221,47 @@ def mib(count: float) -> str:
 
 def run(seconds: float, seed: int) -> Run:
     """Starts the server, is the load for `seconds`, and ends both."""
-    code = [sys.executable, __file__, "--serve", str(seed)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        texts = _native.make_dev_certificates([HOST])
+        for file, text in zip(("ca.pem", "cert.pem", "key.pem"), texts, strict=True):
+            (folder / file).write_text(text)
+        return run_with(folder, seconds, seed)
+
+
+def run_with(folder: Path, seconds: float, seed: int) -> Run:
+    code = [sys.executable, __file__, "--serve", str(seed), "--certificates", str(folder)]
     process = subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
-    over = threading.Event()
+    target: Target | None = None
     threads: list[threading.Thread] = []
     try:
-        port = int(process.stdout.readline())
+        port, tls_port = map(int, process.stdout.readline().split())
+        target = Target(port, tls_port, folder / "ca.pem", HEADER_TIMEOUT)
         stats_of(port)
         before = facts(process.pid)
         counts = Counts()
 
-        def repeat(function: Callable[[int, Counts, random.Random], None], number: int, pause: float) -> None:
+        def repeat(target: Target, job: Job, number: int, pause: float) -> None:
             dice = random.Random(seed * 1000 + number)
-            while not over.is_set():
-                function(port, counts, dice)
-                over.wait(pause * dice.random())
+            while not target.over.is_set():
+                job(target, counts, dice)
+                target.over.wait(pause * dice.random())
 
-        jobs = [(ask, 1, 0.2), (misbehave, 2, 0.05), (misbehave, 3, 0.05), (misbehave, 4, 0.05)]
-        threads = [threading.Thread(target=repeat, args=job) for job in jobs]
-        for thread in threads:
-            thread.start()
-        samples = drive(port, process.pid, counts, seconds, random.Random(seed))
-        over.set()
+        for number, (job, pause) in enumerate(JOBS):
+            threads.append(threading.Thread(target=repeat, args=(target, job, number, pause)))
+            threads[-1].start()
+        samples = drive(target, process.pid, counts, seconds, random.Random(seed))
+        target.over.set()
         for thread in threads:
             thread.join(60)
-        stats, after = settle(port, process.pid, before)
+        stats, after, left = settle(target, process.pid, before)
         process.stdin.close()
         exit_code = process.wait(30)
-        return Run(seconds, before, after, samples, counts, stats, exit_code)
+        return Run(seconds, before, after, samples, counts, stats, left, exit_code)
     finally:
-        over.set()
+        if target is not None:
+            target.over.set()
         if process.poll() is None:
             process.kill()
             process.wait()
@@ -498,9 +269,9 @@ def run(seconds: float, seed: int) -> Run:
         process.stdout.close()
 
 
-def drive(port: int, pid: int, counts: Counts, seconds: float, dice: random.Random) -> list[Sample]:
+def drive(target: Target, pid: int, counts: Counts, seconds: float, dice: random.Random) -> list[Sample]:
     """The main loop of the load: ticks the clients, and looks at the processes."""
-    clients = [Client(f"ws://{HOST}:{port}/good", counts, dice) for _ in range(CLIENTS)]
+    clients = [Client(target, number, counts, dice) for number in range(CLIENTS)]
     for client in clients:
         client.begin()
     samples: list[Sample] = []
@@ -537,15 +308,24 @@ def stats_of(port: int) -> dict[str, int]:
         connection.close()
 
 
-def settle(port: int, pid: int, before: Facts) -> tuple[dict[str, int], Facts]:
-    """What the server has when everybody has left; it gets 20 s to notice."""
+def settle(target: Target, pid: int, before: Facts) -> tuple[dict[str, int], Facts, int]:
+    """What the server, and the kernel for it, has when everybody has left; it gets 20 s to notice."""
     deadline = time.monotonic() + 20
     while True:
-        stats, after = stats_of(port), facts(pid)
-        quiet = stats["channels"] == 0 and stats["opened"] == stats["closed"]
+        stats, after = stats_of(target.port), facts(pid)
+        left = kernel_sockets(target.port) + kernel_sockets(target.tls_port)
+        quiet = stats["channels"] == 0 and stats["opened"] == stats["closed"] and not left
         if (quiet and after.descriptors <= before.descriptors) or time.monotonic() > deadline:
-            return stats, after
+            return stats, after, left
         time.sleep(0.05)
+
+
+def kernel_sockets(port: int) -> int:
+    """Connections of a local port that have not ended, whether or not a process has them open."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    fields = [line.split() for line in lines]
+    # 0A is LISTEN, 06 TIME_WAIT, which keeps nothing but its number.
+    return sum(field[1].endswith(f":{port:04X}") and field[3] not in ("0A", "06") for field in fields)
 
 
 # The report
@@ -601,6 +381,15 @@ def svg(samples: Sequence[Sample]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def table(counted: collections.Counter[str]) -> list[str]:
+    """What was counted without and with TLS."""
+    names = sorted({name.removesuffix(OVER_TLS) for name in counted})
+    return [
+        f"    {'':<48} {'TCP':>8} {'TLS':>8}",
+        *(f"    {name:<48} {counted[name]:>8,} {counted[name + OVER_TLS]:>8,}" for name in names),
+    ]
+
+
 def report(found: Run) -> str:
     counts = found.counts
     first, last = found.growth(lambda s: s.server.resident)
@@ -612,13 +401,19 @@ def report(found: Run) -> str:
         "",
         *(plot(title, found.samples, of) + "\n" for title, of in SERIES),
         f"messages sent by clients     {counts.sent:>10,}",
+        f"    over TLS                 {counts.secure:>10,}",
+        f"    compressed               {counts.compressed:>10,}",
         f"echoes received              {counts.echoed:>10,}",
         f"broadcasts received          {counts.broadcasts:>10,}",
         f"lost / doubled / corrupt     {counts.lost} / {counts.doubled} / {counts.corrupt}",
         f"sessions of clients          {counts.sessions:>10,}",
-        f"HTTP requests                {counts.http:>10,}",
+        *(f"{name + ' requests':<29}{count:>10,}" for name, count in sorted(counts.http.items())),
+        f"    asked again              {counts.retried:>10,}   (the connection had idled out)",
+        f"windows held shut            {counts.windows_shut:>10,}   (all closed with 1008, then reset)",
+        f"peers that never went on     {sum(counts.idlers.values()):>10,}",
+        *table(counts.idlers),
         f"peers that misbehaved        {sum(counts.mischief.values()):>10,}",
-        *(f"    {name:<40} {count:>7,}" for name, count in sorted(counts.mischief.items())),
+        *table(counts.mischief),
         f"channels opened / closed     {found.stats['opened']:,} / {found.stats['closed']:,}",
         f"server's memory              {mib(found.before.resident)} before, {mib(first)} after the warm-up, "
         f"{mib(last)} at the end, {mib(found.after.resident)} without load",
@@ -639,9 +434,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the dice (default: 1)")
     parser.add_argument("--svg", type=Path, help="write the plot there too")
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--certificates", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.serve is not None:
-        serve(options.serve)
+        serve(options.serve, options.certificates)
         return 0
     found = run(options.minutes * 60, options.seed)
     found.judge()
