@@ -30,7 +30,7 @@ from pathlib import Path
 
 import pyhv
 from pyhv import HttpRequest, HttpResponse, HvWebServer, WebSocketChannel, _native
-from soak_load import HOST, JOBS, OVER_TLS, Client, Counts, Job, Target, broadcast_text
+from soak_load import HOST, JOBS, OVER_TLS, Client, Counts, Job, Target, broadcast_text, kernel_sockets
 
 #: Between two requests of a connection too: not so short that a load without a processor runs into it every time.
 HEADER_TIMEOUT = 5.0
@@ -318,14 +318,6 @@ def settle(target: Target, pid: int, before: Facts) -> tuple[dict[str, int], Fac
         if (quiet and after.descriptors <= before.descriptors) or time.monotonic() > deadline:
             return stats, after, left
         time.sleep(0.05)
-
-
-def kernel_sockets(port: int) -> int:
-    """Connections of a local port that have not ended, whether or not a process has them open."""
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    fields = [line.split() for line in lines]
-    # 0A is LISTEN, 06 TIME_WAIT, which keeps nothing but its number.
-    return sum(field[1].endswith(f":{port:04X}") and field[3] not in ("0A", "06") for field in fields)
 
 
 # The report

@@ -73,6 +73,7 @@ impl Connection {
     /// The peer does not read: throw away what waits, tell the program, say why if the peer ever reads.
     pub(super) fn drop_slow(self: &Arc<Self>, inner: &mut Inner) {
         const REASON: &str = "too slow: more than max_buffered bytes waited to be sent";
+        inner.too_slow = true;
         let waited = self.buffered_amount();
         let dropped = inner.out.drop_unsent();
         self.buffered.fetch_sub(dropped, Ordering::Relaxed);
@@ -157,10 +158,11 @@ impl Connection {
         }
     }
 
-    /// We give up. If the socket is still full the peer is reset: while its window is shut the kernel would keep the
-    /// socket, with megabytes behind it, for as long as the peer answers its probes.
+    /// We give up. A peer that does not read is reset: while its window is shut the kernel would keep the socket, with
+    /// megabytes behind it, for as long as the peer answers its probes. That the socket takes no more shows it; one that
+    /// was too slow may have had the little left pass into the kernel's buffer, which grows.
     pub(super) fn abandon(&self, inner: &Inner) {
-        if inner.blocked
+        if (inner.blocked || inner.too_slow)
             && let Some(stream) = &inner.stream
         {
             stream.reset_on_drop();

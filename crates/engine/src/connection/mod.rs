@@ -102,6 +102,8 @@ struct Inner {
     told: bool,
     /// The socket was full: the task waits for it to be writable.
     blocked: bool,
+    /// Being closed because the peer does not read.
+    too_slow: bool,
     /// In the pump's list of connections to flush.
     touched: bool,
     /// A message is being sent in fragments: broadcasts wait in `held`.
@@ -224,6 +226,7 @@ impl Connection {
                 peer_closed: false,
                 told: false,
                 blocked: false,
+                too_slow: false,
                 touched: false,
                 fragmented: false,
                 paused: false,
