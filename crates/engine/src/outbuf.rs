@@ -50,8 +50,7 @@ pub(crate) struct OutBuf {
 }
 
 impl OutBuf {
-    #[cfg(test)]
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 

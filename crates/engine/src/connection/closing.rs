@@ -9,7 +9,9 @@
 //!
 //! *event* is the close event, put behind the messages that came before it; *frame* is our close frame, queued behind
 //! what the program has sent. Answering waits for the tick, so that what the program sends for the earlier messages
-//! leaves before the close frame; it is skipped in effect when the program has nothing undelivered.
+//! leaves before the close frame; it is skipped in effect when the program has nothing undelivered. An EOF that comes
+//! while our answer waits or is not completely written ends the peer's direction alone: the answer is still sent, and the
+//! connection is closed when it is flushed.
 
 use super::{CloseInfo, CloseKind, Connection, GONE, Inner, State};
 use crate::down::{Command, DownQueue, deliver};

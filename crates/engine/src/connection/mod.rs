@@ -98,6 +98,8 @@ struct Inner {
     announced: bool,
     /// The peer's close frame has arrived.
     peer_closed: bool,
+    /// The peer has ended its direction while we answer its close frame or violation: there is nothing more to read.
+    read_ended: bool,
     /// The close event is in the inbox: exactly one.
     told: bool,
     /// The socket was full: the task waits for it to be writable.
@@ -190,6 +192,17 @@ pub enum SendError {
     Sequence(SequenceError),
 }
 
+impl Inner {
+    /// Whether the answer to the peer's close frame or violation is still to be made or written.
+    fn answers(&self) -> bool {
+        match self.state {
+            State::Answering => true,
+            State::Draining => !self.out.is_empty(),
+            State::Open | State::Closing | State::Closed => false,
+        }
+    }
+}
+
 impl Connection {
     /// Takes over an upgraded socket, on the I/O thread that owns it: tells the program, then reads.
     /// `first`: bytes that came right behind the handshake.
@@ -224,6 +237,7 @@ impl Connection {
                 state: State::Open,
                 announced: false,
                 peer_closed: false,
+                read_ended: false,
                 told: false,
                 blocked: false,
                 too_slow: false,

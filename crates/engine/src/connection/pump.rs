@@ -279,7 +279,7 @@ impl Connection {
         if inner.state != State::Draining {
             return;
         }
-        match (self.role, inner.peer_closed) {
+        match (self.role, inner.peer_closed || inner.read_ended) {
             // RFC 6455 section 7.1.1: the server closes the TCP connection first.
             (Role::Server, true) => {
                 self.half_close(inner);

@@ -3,7 +3,7 @@
 use super::{Connection, Inner, State};
 use crate::down::DownQueue;
 use crate::endpoint::{Live, Seat};
-use crate::wire;
+use crate::wire::{self, Role};
 use std::cell::RefCell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -105,6 +105,9 @@ impl Connection {
             if inner.state == State::Open && !inner.paused && self.endpoint.inbox.is_full() {
                 inner.paused = self.endpoint.inbox.fill().pause_if_full(self, 0);
             }
+            if inner.read_ended {
+                return Poll::Pending;
+            }
             // Only an open channel is paused: one that closes must read on to see the peer's close or its end.
             if inner.state == State::Open && inner.paused {
                 return Poll::Pending;
@@ -115,6 +118,10 @@ impl Connection {
                 match Pin::new(stream).poll_read(cx, &mut buf) {
                     Poll::Pending => return Some(Poll::Pending),
                     Poll::Ready(Ok(())) if !buf.filled().is_empty() => self.received(inner, buf.filled_mut()),
+                    // It may only have ended its direction: our answer is on its way or waits for the tick.
+                    Poll::Ready(Ok(())) if self.role == Role::Server && inner.answers() => {
+                        inner.read_ended = true;
+                    }
                     Poll::Ready(_) => self.lost(inner),
                 }
                 None
