@@ -31,6 +31,7 @@ from pyhv.errors import (
     TooManyRedirects,
 )
 from pyhv.event_source import EventSource
+from pyhv.forms import FormData, UploadedFile, UploadedFiles, safe_filename
 from pyhv.http import Headers, QueryParams, WsUpgrade
 from pyhv.http_client import (
     HttpCall,
@@ -55,6 +56,7 @@ __all__ = [
     "ConnectTimeout",
     "ConnectionRefused",
     "EventSource",
+    "FormData",
     "Handler",
     "HandshakeError",
     "Headers",
@@ -78,6 +80,8 @@ __all__ = [
     "StreamWriter",
     "TlsError",
     "TooManyRedirects",
+    "UploadedFile",
+    "UploadedFiles",
     "WebSocketChannel",
     "WsOpcode",
     "WsUpgrade",
@@ -91,6 +95,7 @@ __all__ = [
     "post",
     "put",
     "request",
+    "safe_filename",
     "set_io_threads",
 ]
 

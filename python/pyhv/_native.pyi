@@ -1,14 +1,16 @@
 """The native core of pyHV. Programs use what `pyhv` exports."""
 
 from collections.abc import Callable
+from datetime import datetime
 from http import HTTPStatus
 from os import PathLike
-from typing import Any, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 # For type checkers alone: they know this module even where it is not installed.
 from typing_extensions import Buffer, Self, disjoint_base
 
 from pyhv.errors import ConnectError
+from pyhv.forms import FormData, UploadedFiles
 from pyhv.http import Headers, QueryParams
 
 _StrPath: TypeAlias = str | PathLike[str]
@@ -19,6 +21,7 @@ __all__ = [
     "HttpResponse",
     "Server",
     "StreamWriter",
+    "Upload",
     "WebSocketChannel",
     "WebSocketClient",
     "_after_fork_in_child",
@@ -88,11 +91,16 @@ class HttpRequest:
     @property
     def headers(self) -> Headers: ...
     @property
+    def cookies(self) -> dict[str, str]: ...
+    @property
     def body(self) -> bytes: ...
+    @property
+    def files(self) -> UploadedFiles: ...
     @property
     def remote_address(self) -> tuple[str, int]: ...
     def text(self, encoding: str = "utf-8") -> str: ...
     def json(self) -> Any: ...
+    def form(self) -> FormData: ...
     def _respond(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None: ...
 
 @final
@@ -117,9 +125,39 @@ class HttpResponse:
     def redirect(self, url: str, status: int = 302) -> HTTPStatus: ...
     def set_header(self, name: str, value: str) -> None: ...
     def add_header(self, name: str, value: str) -> None: ...
+    def add_cookie(
+        self,
+        name: str,
+        value: str,
+        *,
+        max_age: int | None = None,
+        expires: datetime | float | None = None,
+        domain: str | None = None,
+        path: str | None = "/",
+        secure: bool = False,
+        http_only: bool = False,
+        same_site: Literal["lax", "strict", "none"] | None = "lax",
+        partitioned: bool = False,
+    ) -> None: ...
+    def delete_cookie(self, name: str, *, path: str | None = "/", domain: str | None = None) -> None: ...
     def set_content_type(self, content_type: str) -> None: ...
     def defer(self) -> HttpResponse: ...
     def send(self) -> None: ...
+
+@final
+class Upload:
+    @property
+    def name(self) -> str: ...
+    @property
+    def filename(self) -> str: ...
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def is_temporary(self) -> bool: ...
+    def content(self) -> bytes | str: ...
+    def moved(self, path: _StrPath) -> None: ...
 
 @final
 class StreamWriter:

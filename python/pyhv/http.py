@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 if TYPE_CHECKING:
     from pyhv._native import HttpRequest
 
 __all__ = ["Headers", "QueryParams", "WsUpgrade"]
+
+_T = TypeVar("_T")
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
 #: Headers that the WebSocket handshake itself sets.
@@ -98,28 +100,23 @@ class Headers(Mapping[str, str]):
         return f"Headers({self._pairs!r})"
 
 
-class QueryParams(Mapping[str, str]):
-    """Query parameters, decoded. `query["x"]` is the first value of `x`; `get_all` has all."""
+class FirstOfMany(Mapping[str, _T]):
+    """A mapping of what may be there several times: `x["name"]` is the first, `get_all` has all."""
 
     __slots__ = ("_pairs",)
 
-    def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self, pairs: Iterable[tuple[str, _T]] = ()) -> None:
         self._pairs = list(pairs)
 
-    @classmethod
-    def parse(cls, query: str) -> QueryParams:
-        """From a query string as it stands behind the "?" of a URL."""
-        return cls(parse_qsl(query, keep_blank_values=True))
-
-    def get_all(self, name: str) -> list[str]:
+    def get_all(self, name: str) -> list[_T]:
         """Every value of `name`, in order; an empty list if there is none."""
         return [value for key, value in self._pairs if key == name]
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """All parameters as (name, value), repeated ones included."""
+    def pairs(self) -> list[tuple[str, _T]]:
+        """All as (name, value), repeated ones included, in order."""
         return list(self._pairs)
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> _T:
         for key, value in self._pairs:
             if key == name:
                 return value
@@ -132,7 +129,18 @@ class QueryParams(Mapping[str, str]):
         return len({key for key, _ in self._pairs})
 
     def __repr__(self) -> str:
-        return f"QueryParams({self._pairs!r})"
+        return f"{type(self).__name__}({self._pairs!r})"
+
+
+class QueryParams(FirstOfMany[str]):
+    """Query parameters, decoded. `query["x"]` is the first value of `x`; `get_all` has all."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, query: str) -> QueryParams:
+        """From a query string as it stands behind the "?" of a URL."""
+        return cls(parse_qsl(query, keep_blank_values=True))
 
 
 class WsUpgrade:

@@ -119,6 +119,11 @@ class HvWebServer(_native.Server):
         max_channel_pending_bytes: int = 1 << 20,
         max_header_size: int = 16 << 10,
         max_body_size: int = 16 << 20,
+        max_form_parts: int = 1_000,
+        max_form_field_size: int = 1 << 20,
+        max_upload_size: int = 256 << 20,
+        upload_threshold: int = 256 << 10,
+        upload_dir: str | os.PathLike[str] | None = None,
         header_timeout: float = 30.0,
         body_timeout: float = 30.0,
         handler_timeout: float = 30.0,
@@ -157,7 +162,16 @@ class HvWebServer(_native.Server):
         :param max_pending_bytes: when callbacks for this much wait for a tick, reading pauses until the next.
         :param max_channel_pending_bytes: the same for one channel.
         :param max_header_size: a larger request head is answered with 431; at least 8192.
-        :param max_body_size: a larger request body is answered with 413.
+        :param max_body_size: a larger request body, or one that decodes to more, is answered with 413. Of a
+            `multipart/form-data` body this is what may be in memory: more text is answered with 413, more files go to
+            temporary ones.
+        :param max_form_parts: a form with more fields and files is answered with 413.
+        :param max_form_field_size: the same for a larger text field of a `multipart/form-data` body.
+        :param max_upload_size: the same for a larger `multipart/form-data` body, files and all.
+        :param upload_threshold: a larger file of such a body goes to a temporary file as it arrives; others stay in
+            memory.
+        :param upload_dir: the directory for temporary files; None: the system's. They are named "pyhv-upload-..." and
+            deleted with the request, but not when the process is killed.
         :param header_timeout: time for a request head to arrive, and between two requests of a connection.
         :param body_timeout: time for a request body to arrive, and one second more for every 500 bytes that have; then
             408.
@@ -198,6 +212,11 @@ class HvWebServer(_native.Server):
             "max_channel_pending_bytes": max_channel_pending_bytes,
             "max_header_size": max_header_size,
             "max_body_size": max_body_size,
+            "max_form_parts": max_form_parts,
+            "max_form_field_size": max_form_field_size,
+            "max_upload_size": max_upload_size,
+            "upload_threshold": upload_threshold,
+            "upload_dir": upload_dir,
             "header_timeout": header_timeout,
             "body_timeout": body_timeout,
             "handler_timeout": handler_timeout,

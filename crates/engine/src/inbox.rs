@@ -9,6 +9,7 @@
 
 use crate::connection::Connection;
 use crate::request::HttpRequest;
+use crate::upload::Form;
 use crate::wake::{Waited, Wake};
 use crate::wire::{MessageKind, Payload};
 use parking_lot::Mutex;
@@ -136,7 +137,8 @@ impl Batch {
                         name.as_str().len() + value.len() + FIELD_COST
                     };
                     let head = request.url.len() + request.headers.iter().map(field).sum::<usize>();
-                    CONNECTION_COST + head + request.body.len()
+                    let form = request.form.as_ref().map_or(0, Form::in_memory);
+                    CONNECTION_COST + head + request.body.len() + form
                 }
                 Event::Http(event) => event.size(),
                 Event::Log(text) | Event::Fault(text) => text.len(),

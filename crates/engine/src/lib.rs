@@ -10,7 +10,8 @@
 //! * [`runtime`]: the process-wide I/O threads; [`down`]: the queue going down and the pump that empties it;
 //! * [`inbox`]: the queue going up; [`wake`]: the descriptor that is readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
-//! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`body`], [`stream`]: what is answered;
+//! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`upload`]: forms; [`body`], [`stream`]: what is
+//!   answered;
 //! * [`client`]: connecting; [`http_client`]: the HTTP client, and streams of server-sent events;
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`settings`]: every limit and timeout with its default.
@@ -32,6 +33,7 @@ pub mod stream;
 mod task;
 pub mod tls;
 mod transport;
+pub mod upload;
 pub mod wake;
 
 pub use pyhv_wire as wire;

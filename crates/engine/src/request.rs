@@ -3,6 +3,7 @@
 use crate::body::Body;
 use crate::down::{Command, DownQueue};
 use crate::runtime::IoThread;
+use crate::upload::Form;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use parking_lot::Mutex;
@@ -19,8 +20,10 @@ pub struct HttpRequest {
     pub url: String,
     /// The headers; repeated ones are kept.
     pub headers: HeaderMap,
-    /// The body.
+    /// The body, decoded; empty for a multipart form.
     pub body: Bytes,
+    /// What a multipart form held.
+    pub form: Option<Form>,
     /// The peer.
     pub remote: SocketAddr,
     /// The number that the route was added with.

@@ -17,6 +17,9 @@ static IO_THREADS: AtomicUsize = AtomicUsize::new(1);
 /// Counts up in the child of every `fork`: what was made before belongs to the parent.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
+/// Most threads beside an I/O thread for what would block it, files and names; they end after some idle seconds.
+const FILE_THREADS: usize = 16;
+
 /// One I/O thread, as other threads see it.
 #[derive(Debug)]
 pub struct IoThread {
@@ -80,7 +83,11 @@ impl Runtime {
 }
 
 fn start_thread(index: usize) -> io::Result<Arc<IoThread>> {
-    let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(FILE_THREADS)
+        .thread_name("pyhv-file")
+        .build()?;
     let io = Arc::new(IoThread {
         index,
         handle: tokio.handle().clone(),

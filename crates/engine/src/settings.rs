@@ -2,6 +2,7 @@
 
 use crate::wire::Limits;
 use crate::wire::deflate::DeflateConfig;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What to do when more than `max_buffered` bytes wait to be written to a channel. Control frames are never dropped. A
@@ -47,8 +48,19 @@ pub struct Settings {
     pub max_channel_pending_bytes: usize,
     /// Largest request head (request line and headers) in bytes; above it 431. 16 KiB as in Node.js.
     pub max_header_size: usize,
-    /// Largest request body in bytes; above it 413.
+    /// Largest request body in bytes, after decoding, but for a multipart form; above it 413. Of such a form, what is kept
+    /// in memory.
     pub max_body_size: usize,
+    /// Parts of a form; above it 413. Django and Werkzeug have 1,000 too.
+    pub max_form_parts: usize,
+    /// Largest text field of a multipart form in bytes; above it 413.
+    pub max_form_field_size: usize,
+    /// Largest multipart form in bytes, files and all; above it 413.
+    pub max_upload_size: usize,
+    /// Bytes of a file of a multipart form that are kept in memory; a larger one goes to a temporary file.
+    pub upload_threshold: usize,
+    /// Where the temporary files are; `None`: where the system has them.
+    pub upload_dir: Option<PathBuf>,
     /// How long a connection may take to send a whole request head, and stay idle between two requests.
     pub header_timeout: Duration,
     /// How long a request body may take to arrive, and one second more for every 500 bytes of it that have arrived: as
@@ -111,6 +123,11 @@ impl Default for Settings {
             max_channel_pending_bytes: 1 << 20,
             max_header_size: 16 << 10,
             max_body_size: 16 << 20,
+            max_form_parts: 1_000,
+            max_form_field_size: 1 << 20,
+            max_upload_size: 256 << 20,
+            upload_threshold: 256 << 10,
+            upload_dir: None,
             header_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(30),
             handler_timeout: Duration::from_secs(30),

@@ -162,6 +162,11 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             // hyper reads into a buffer of at least this size.
             "max_header_size" => settings.max_header_size = size(&name, &value, 8192)?,
             "max_body_size" => settings.max_body_size = size(&name, &value, 0)?,
+            "max_form_parts" => settings.max_form_parts = count(&name, &value)?,
+            "max_form_field_size" => settings.max_form_field_size = size(&name, &value, 0)?,
+            "max_upload_size" => settings.max_upload_size = size(&name, &value, 0)?,
+            "upload_threshold" => settings.upload_threshold = size(&name, &value, 0)?,
+            "upload_dir" => settings.upload_dir = directory(&name, &value)?,
             "header_timeout" => settings.header_timeout = time(&name, &value)?,
             "body_timeout" => settings.body_timeout = time(&name, &value)?,
             "handler_timeout" => settings.handler_timeout = time(&name, &value)?,
@@ -219,6 +224,18 @@ pub(crate) fn size(name: &str, value: &Bound<'_, PyAny>, least: usize) -> PyResu
     match value.extract::<usize>() {
         Ok(n) if (least..=most).contains(&n) => Ok(n),
         _ => Err(PyValueError::new_err(format!("{name}={value} is not a number of bytes of at least {least}"))),
+    }
+}
+
+/// A directory that is there, or None.
+fn directory(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<PathBuf>> {
+    let path: Option<PathBuf> =
+        value.extract().map_err(|_| PyTypeError::new_err(format!("{name}={value} is not a path")))?;
+    match path {
+        Some(path) if !path.is_dir() => {
+            Err(PyValueError::new_err(format!("{name}={} is not a directory", path.display())))
+        }
+        path => Ok(path),
     }
 }
 

@@ -5,7 +5,7 @@
 //!
 //! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
 //!   the base of `HvWebSocketClient`; [`request`], [`response`]: `HttpRequest`, `HttpResponse`; [`writer`]:
-//!   `StreamWriter`; [`http_client`]: the HTTP client;
+//!   `StreamWriter`; [`http_client`]: the HTTP client; [`upload`]: the files of forms;
 //! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
 //! * [`convert`]: messages, timeouts and settings from and to Python.
 
@@ -17,6 +17,7 @@ mod request;
 mod response;
 mod server;
 mod ticker;
+mod upload;
 mod writer;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -82,6 +83,8 @@ mod _native {
     use super::response::HttpResponse;
     #[pymodule_export]
     use super::server::Server;
+    #[pymodule_export]
+    use super::upload::Upload;
     #[pymodule_export]
     use super::writer::StreamWriter;
     #[pymodule_export]

@@ -3,9 +3,11 @@
 use crate::channel::{address_object, path_object, query_object};
 use crate::convert;
 use crate::response::{internal_error, plain};
+use crate::upload::{files_object, form_object};
 use bytes::Bytes;
 use http::HeaderMap;
 use pyhv_engine::request::{self as engine, HttpResponse};
+use pyhv_engine::upload;
 use pyo3::exceptions::{PyRuntimeError, PyUnicodeDecodeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -21,6 +23,9 @@ pub(crate) struct HttpRequest {
     query: PyOnceLock<Py<PyAny>>,
     params: PyOnceLock<Py<PyDict>>,
     body: PyOnceLock<Py<PyBytes>>,
+    form: PyOnceLock<Py<PyAny>>,
+    files: PyOnceLock<Py<PyAny>>,
+    cookies: PyOnceLock<Py<PyAny>>,
 }
 
 impl HttpRequest {
@@ -31,6 +36,9 @@ impl HttpRequest {
             query: PyOnceLock::new(),
             params: PyOnceLock::new(),
             body: PyOnceLock::new(),
+            form: PyOnceLock::new(),
+            files: PyOnceLock::new(),
+            cookies: PyOnceLock::new(),
         }
     }
 }
@@ -81,7 +89,21 @@ impl HttpRequest {
         Ok(headers.clone_ref(py))
     }
 
-    /// The body.
+    /// The cookies: a dict of names and values.
+    ///
+    /// Values are UTF-8, without the quotation marks that they may be in. Of several with one name the first counts:
+    /// browsers send the one of the longest path first (RFC 6265 section 5.4). What is no pair is passed over.
+    #[getter]
+    fn cookies(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let parse = || {
+            let headers = self.headers(py)?;
+            PyResult::Ok(py.import("pyhv.cookies")?.getattr("_parse")?.call1((headers,))?.unbind())
+        };
+        Ok(self.cookies.get_or_try_init(py, parse)?.clone_ref(py))
+    }
+
+    /// The body, decoded if it came with a Content-Encoding. b"" for `multipart/form-data`, which `form()` and `files` have
+    /// instead.
     #[getter]
     fn body(&self, py: Python<'_>) -> Py<PyBytes> {
         self.body.get_or_init(py, || PyBytes::new(py, &self.inner.body).unbind()).clone_ref(py)
@@ -118,6 +140,35 @@ impl HttpRequest {
             }
             bad_request(py, "the body is not JSON", Some(error))
         })
+    }
+
+    /// The text fields of a form, `multipart/form-data` or `application/x-www-form-urlencoded`, as `FormData`.
+    ///
+    /// Text is UTF-8; bytes that are none become U+FFFD. Raises BadRequest (a ValueError) for a body of another type: a
+    /// handler that lets it go answers with 400.
+    fn form(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let parse = || {
+            if let Some(form) = &self.inner.form {
+                return form_object(py, form.fields.clone());
+            }
+            if upload::is_urlencoded(&self.inner.headers) {
+                return form_object(py, upload::urlencoded(&self.inner.body).collect());
+            }
+            let sent = self.header("content-type").map(|value| convert::latin1(value.as_bytes()));
+            let sent = sent.map_or_else(|| "it has no Content-Type".to_owned(), |s| format!("its Content-Type is {s}"));
+            let wanted = "multipart/form-data or application/x-www-form-urlencoded";
+            Err(bad_request(py, &format!("the body is not a form: {sent}, not {wanted}"), None))
+        };
+        Ok(self.form.get_or_try_init(py, parse)?.clone_ref(py))
+    }
+
+    /// The files of a `multipart/form-data` body, as `UploadedFiles`; empty for any other.
+    ///
+    /// Those in temporary files are deleted when nobody holds the request nor them any more.
+    #[getter]
+    fn files(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let files = self.files.get_or_try_init(py, || files_object(py, self.inner.form.as_ref()))?;
+        Ok(files.clone_ref(py))
     }
 
     /// Sends the answer: for `HttpResponse`, not for programs.

@@ -9,7 +9,7 @@ use pyhv_engine::request::{self as engine, Responder};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyInt, PyList, PyString};
+use pyo3::types::{PyBool, PyBytes, PyDict, PyInt, PyList, PyString, PyTuple};
 use std::sync::Arc;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -118,6 +118,19 @@ impl HttpResponse {
             send(&mut state);
         }
         Ok(member.unbind())
+    }
+
+    /// Appends a Set-Cookie of what a function of `pyhv.cookies` makes of its arguments.
+    fn append_cookie(
+        &self,
+        function: &str,
+        args: &Bound<'_, PyTuple>,
+        attributes: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        let made = args.py().import("pyhv.cookies")?.getattr(function)?.call(args, attributes)?;
+        let (name, value) = header("Set-Cookie", &made.extract::<String>()?)?;
+        self.open()?.headers.append(name, value);
+        Ok(())
     }
 
     /// Takes what the handler returned, and answers unless that was deferred.
@@ -270,6 +283,35 @@ impl HttpResponse {
         let (name, value) = own_header(name, value)?;
         self.open()?.headers.append(name, value);
         Ok(())
+    }
+
+    /// Adds a Set-Cookie header (RFC 6265 section 4.1), beside those of other cookies.
+    ///
+    /// max_age: seconds that the browser keeps it; expires: until when, a datetime with a time zone or seconds since 1970;
+    /// with neither it is gone with the browser's session. domain: also for its subdomains; None: this host alone. path:
+    /// only under it; None: under the request's. secure: only over https. http_only: not for scripts. same_site: "lax",
+    /// "strict", "none" (needs secure) or None, whether requests from other sites carry it. partitioned: one for each
+    /// site that embeds this one (needs secure).
+    ///
+    /// Raises ValueError, naming it, for what a browser would not take.
+    #[pyo3(
+        signature = (name, value, **attributes),
+        text_signature = "($self, name, value, *, max_age=None, expires=None, domain=None, path=\"/\", secure=False, \
+                          http_only=False, same_site=\"lax\", partitioned=False)"
+    )]
+    fn add_cookie(&self, name: &str, value: &str, attributes: Option<&Bound<'_, PyDict>>, py: Python<'_>) -> PyResult<()> {
+        self.append_cookie("add_cookie", &(name, value).into_pyobject(py)?, attributes)
+    }
+
+    /// Has the browser forget a cookie. path and domain: those that it was added with.
+    ///
+    /// Raises ValueError as `add_cookie` does.
+    #[pyo3(
+        signature = (name, **attributes),
+        text_signature = "($self, name, *, path=\"/\", domain=None)"
+    )]
+    fn delete_cookie(&self, name: &str, attributes: Option<&Bound<'_, PyDict>>, py: Python<'_>) -> PyResult<()> {
+        self.append_cookie("delete_cookie", &(name,).into_pyobject(py)?, attributes)
     }
 
     /// Sets the Content-Type header.

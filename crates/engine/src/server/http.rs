@@ -2,7 +2,8 @@
 
 use super::activity::{Activity, InFlight};
 use super::clear::unclear;
-use super::content::{self, Content, Unread};
+use super::coding;
+use super::content::{self, Unread};
 use super::upgrade::upgrade;
 use super::{Shared, Target};
 use crate::body::Body;
@@ -121,36 +122,29 @@ async fn by_program(
     let settings = &endpoint.settings;
     let remote = *remote;
     let (parts, body) = request.into_parts();
-    let limit = settings.max_body_size;
-    let read = content::read(body, limit, settings).await;
-    if read.is_err() {
-        activity.linger();
-    }
-    let (body, trailed) = match read {
-        Ok(Content { body, trailed }) => (body, trailed && parts.version != Version::HTTP_2),
-        Err(Unread::TooLarge) => {
-            endpoint.complain(io, "max_body_size", || {
-                format!(
-                    "request body of {} {} from {remote} refused with 413: the limit is max_body_size={limit}",
-                    parts.method, parts.uri
-                )
-            });
-            return closing(plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n"));
-        }
-        Err(Unread::Malformed) => return closing(plain(StatusCode::BAD_REQUEST, "400 Bad Request\n")),
-        Err(Unread::TimedOut) => {
-            endpoint.complain(io, "body_timeout", || {
-                let limit = settings.body_timeout.as_secs_f64();
-                format!("request body of {remote} refused with 408: not there within body_timeout={limit} s")
-            });
-            return closing(plain(StatusCode::REQUEST_TIMEOUT, "408 Request Timeout\n"));
+    let content = match content::read(body, &parts.headers, endpoint).await {
+        Ok(content) => content,
+        Err(unread) => {
+            activity.linger();
+            let what = format_args!("request body of {} {} from {remote}", parts.method, parts.uri).to_string();
+            return closing(refused(unread, &what, io, endpoint));
         }
     };
     let (responder, reply) = Responder::new(io);
     let url = target(&parts.uri);
     let what = format_args!("{} {url}", parts.method).to_string();
-    let request =
-        HttpRequest { method: parts.method, url, headers: parts.headers, body, remote, route, params, responder };
+    let trailed = content.trailed && parts.version != Version::HTTP_2;
+    let request = HttpRequest {
+        method: parts.method,
+        url,
+        headers: parts.headers,
+        body: content.body,
+        form: content.form,
+        remote,
+        route,
+        params,
+        responder,
+    };
     let asked = async {
         // While the program does not tick, requests wait here, where a reset or a close takes them away.
         endpoint.inbox.has_room().await;
@@ -166,6 +160,38 @@ async fn by_program(
                 format!("{what} of {remote} answered with 503: no answer within handler_timeout={limit} s")
             });
             plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n")
+        }
+    }
+}
+
+/// The answer to a content that was not read.
+fn refused(unread: Unread, what: &str, io: &Arc<IoThread>, endpoint: &Arc<Endpoint>) -> Response<Body> {
+    match unread {
+        Unread::TooLarge(name, limit) => {
+            endpoint.complain(io, name, || format!("{what} refused with 413: the limit is {name}={limit}"));
+            plain(StatusCode::PAYLOAD_TOO_LARGE, "413 Content Too Large\n")
+        }
+        Unread::Malformed => plain(StatusCode::BAD_REQUEST, "400 Bad Request\n"),
+        Unread::Bad(why) => {
+            endpoint.complain(io, "bad request", || format!("{what} refused with 400: {why}"));
+            plain(StatusCode::BAD_REQUEST, format!("400 Bad Request: {why}\n"))
+        }
+        Unread::UnknownCoding => {
+            let answer =
+                plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "415 Unsupported Media Type: unknown Content-Encoding\n");
+            // RFC 9110 section 15.5.16.
+            with(answer, header::ACCEPT_ENCODING, coding::KNOWN)
+        }
+        Unread::TimedOut => {
+            endpoint.complain(io, "body_timeout", || {
+                let limit = endpoint.settings.body_timeout.as_secs_f64();
+                format!("{what} refused with 408: not there within body_timeout={limit} s")
+            });
+            plain(StatusCode::REQUEST_TIMEOUT, "408 Request Timeout\n")
+        }
+        Unread::NotStored(error) => {
+            endpoint.complain(io, "upload_dir", || format!("{what} answered with 500: cannot store a file: {error}"));
+            plain(StatusCode::INTERNAL_SERVER_ERROR, "500 Internal Server Error\n")
         }
     }
 }

@@ -8,11 +8,14 @@
 //! | `http` | one request: routes, the program's answer |
 //! | `clear` | which requests are refused because they are ambiguous |
 //! | `content` | a request's body |
+//! | `coding`, `form` | what it may be: compressed, a form |
 //! | `upgrade` | the WebSocket handshake, after which the connection leaves hyper for [`crate::connection`] |
 
 pub(crate) mod activity;
 mod clear;
+mod coding;
 mod content;
+pub(crate) mod form;
 pub(crate) mod http;
 mod serve;
 mod upgrade;

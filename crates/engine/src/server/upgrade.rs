@@ -81,6 +81,7 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
             url: target(request.uri()),
             headers: request.headers().clone(),
             body: Bytes::new(),
+            form: None,
             remote: *remote,
             route: 0,
             params: Vec::new(),

@@ -1,0 +1,268 @@
+//! Forms in requests: `multipart/form-data` (RFC 7578) is taken apart as it arrives, by multer; of
+//! `application/x-www-form-urlencoded` the pairs are counted.
+//!
+//! What a part is called is read here: multer does not know `filename*` (RFC 8187) nor what browsers write for a quotation
+//! mark.
+
+use super::coding::Pieces;
+use super::content::Unread;
+use crate::endpoint::Endpoint;
+use crate::settings::Settings;
+use crate::upload::{Form, Receiving, Upload};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::header::{self, HeaderMap};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+/// RFC 2046 section 5.1.1.
+const MAX_BOUNDARY: usize = 70;
+
+/// The boundary of a multipart form; `None` for any other content.
+///
+/// # Errors
+/// When there is none, or it is no boundary.
+pub(super) fn boundary(headers: &HeaderMap) -> Result<Option<String>, Unread> {
+    let Some(value) = content_type(headers, "multipart/form-data") else { return Ok(None) };
+    let bad = |why: &str| Err(Unread::Bad(format!("multipart/form-data {why}")));
+    let Some((_, boundary)) = parameters(value).find(|(name, _)| name == "boundary") else {
+        return bad("without a boundary");
+    };
+    // RFC 2046 section 5.1.1 has fewer characters, but all that cannot end a line do.
+    let fits = (1..=MAX_BOUNDARY).contains(&boundary.len()) && !boundary.ends_with(b" ");
+    if !fits || !boundary.iter().all(|b| (b' '..=b'~').contains(b)) {
+        return bad("with a boundary that is none");
+    }
+    Ok(Some(String::from_utf8_lossy(&boundary).into_owned()))
+}
+
+/// Whether the content is an `application/x-www-form-urlencoded` form.
+pub(crate) fn is_urlencoded(headers: &HeaderMap) -> bool {
+    content_type(headers, "application/x-www-form-urlencoded").is_some()
+}
+
+/// The Content-Type, if it is this one.
+fn content_type<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a [u8]> {
+    let value = headers.get(header::CONTENT_TYPE)?.as_bytes();
+    let essence = value.split(|b| *b == b';').next()?.trim_ascii();
+    essence.eq_ignore_ascii_case(wanted.as_bytes()).then_some(value)
+}
+
+/// A body that is a form has no more than `max_form_parts` pairs.
+pub(super) fn check(headers: &HeaderMap, body: &[u8], settings: &Settings) -> Result<(), Unread> {
+    let limit = settings.max_form_parts;
+    if !is_urlencoded(headers) {
+        return Ok(());
+    }
+    // The parser passes over empty ones too.
+    let pairs = body.split(|b| *b == b'&').filter(|pair| !pair.is_empty()).take(limit.saturating_add(1)).count();
+    if pairs > limit { Err(Unread::TooLarge("max_form_parts", limit)) } else { Ok(()) }
+}
+
+/// Hands multer one piece at a time. multer takes all that is ready before it looks at any, and gathers a preamble or a
+/// part's head without a limit: here is the limit.
+struct Spoon {
+    pieces: Pieces,
+    /// Bytes that may still be handed over before a part's head has to be complete.
+    room: Arc<AtomicUsize>,
+    /// One was handed over in this poll.
+    given: bool,
+}
+
+impl Stream for Spoon {
+    type Item = Result<Bytes, Unread>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if std::mem::take(&mut self.given) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if self.room.load(Ordering::Relaxed) == 0 {
+            return Poll::Ready(Some(Err(Unread::Bad("the head of a part is too large".to_owned()))));
+        }
+        let polled = self.pieces.as_mut().poll_next(cx);
+        if let Poll::Ready(Some(Ok(piece))) = &polled {
+            self.given = true;
+            let room = self.room.load(Ordering::Relaxed);
+            if room != usize::MAX {
+                self.room.store(room.saturating_sub(piece.len()), Ordering::Relaxed);
+            }
+        }
+        polled
+    }
+}
+
+/// Reads a multipart form.
+pub(super) async fn read(pieces: Pieces, boundary: String, endpoint: &Arc<Endpoint>) -> Result<Form, Unread> {
+    let settings = &endpoint.settings;
+    let room = Arc::new(AtomicUsize::new(0));
+    let mut spoon = Spoon { pieces, room: Arc::clone(&room), given: false };
+    let mut multipart = multer::Multipart::new(&mut spoon, boundary);
+    let mut form = Form::default();
+    let mut parts = 0;
+    // Bytes of finished parts in memory. One form has no more of it than any other body.
+    let mut kept = 0;
+    loop {
+        room.store(settings.max_header_size, Ordering::Relaxed);
+        let Some(mut part) = multipart.next_field().await.map_err(why)? else { break };
+        room.store(usize::MAX, Ordering::Relaxed);
+        parts += 1;
+        if parts > settings.max_form_parts {
+            return Err(Unread::TooLarge("max_form_parts", settings.max_form_parts));
+        }
+        let Some((name, filename)) = names(part.headers()) else {
+            return Err(Unread::Bad("a part of the form has no name".to_owned()));
+        };
+        kept += name.len();
+        let Some(filename) = filename else {
+            let mut value = Vec::new();
+            while let Some(piece) = part.chunk().await.map_err(why)? {
+                if value.len() + piece.len() > settings.max_form_field_size {
+                    return Err(Unread::TooLarge("max_form_field_size", settings.max_form_field_size));
+                }
+                if kept + value.len() + piece.len() > settings.max_body_size {
+                    return Err(Unread::TooLarge("max_body_size", settings.max_body_size));
+                }
+                value.extend_from_slice(&piece);
+            }
+            kept += value.len();
+            form.fields.push((name, text(&value)));
+            continue;
+        };
+        let content_type = part.headers().get(header::CONTENT_TYPE).map(|value| text(value.as_bytes()));
+        let mut file = Receiving::new(endpoint);
+        while let Some(piece) = part.chunk().await.map_err(why)? {
+            let room = settings.upload_threshold.min(settings.max_body_size.saturating_sub(kept));
+            file.push(&piece, room).await.map_err(Unread::NotStored)?;
+        }
+        kept += filename.len() + file.in_memory();
+        let (place, size) = file.finish().await.map_err(Unread::NotStored)?;
+        // What a browser sends for a file that nobody has chosen (WHATWG HTML section 4.10.21.4).
+        if filename.is_empty() && size == 0 {
+            continue;
+        }
+        let content_type = content_type.unwrap_or_else(|| "application/octet-stream".to_owned());
+        form.files.push(Upload::new(name, filename, content_type, size, place));
+    }
+    drop(multipart);
+    // What follows the last boundary means nothing (RFC 2046 section 5.1.1), but has to be read for the next request.
+    room.store(usize::MAX, Ordering::Relaxed);
+    while let Some(piece) = spoon.next().await {
+        piece?;
+    }
+    Ok(form)
+}
+
+/// What multer found wrong, or what went through it.
+fn why(error: multer::Error) -> Unread {
+    match error {
+        multer::Error::StreamReadFailed(error) => match error.downcast::<Unread>() {
+            Ok(unread) => *unread,
+            Err(error) => Unread::Bad(error.to_string()),
+        },
+        _ => Unread::Bad("the content is not multipart/form-data, or ends too early".to_owned()),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The name of a part's field, and of its file if it is one. `None`: it has no name.
+fn names(headers: &HeaderMap) -> Option<(String, Option<String>)> {
+    let value = headers.get(header::CONTENT_DISPOSITION)?.as_bytes();
+    let kind = value.split(|b| *b == b';').next()?.trim_ascii();
+    if !kind.eq_ignore_ascii_case(b"form-data") {
+        return None;
+    }
+    let (mut name, mut filename) = (None, None);
+    let (mut extended_name, mut extended_filename) = (None, None);
+    for (parameter, value) in parameters(value) {
+        // The first of each counts.
+        match parameter.as_str() {
+            "name" if name.is_none() => name = Some(browser_text(&value)),
+            "filename" if filename.is_none() => filename = Some(browser_text(&value)),
+            "name*" if extended_name.is_none() => extended_name = extended(&value),
+            "filename*" if extended_filename.is_none() => extended_filename = extended(&value),
+            _ => {}
+        }
+    }
+    // RFC 6266 section 4.3: the extended one is preferred. RFC 7578 section 4.2 has none, but senders do.
+    Some((extended_name.or(name)?, extended_filename.or(filename)))
+}
+
+/// UTF-8, with the three characters that browsers escape (WHATWG HTML section 4.10.21.8).
+fn browser_text(bytes: &[u8]) -> String {
+    let text = text(bytes);
+    if !text.contains('%') {
+        return text;
+    }
+    text.replace("%22", "\"").replace("%0D", "\r").replace("%0d", "\r").replace("%0A", "\n").replace("%0a", "\n")
+}
+
+/// An extended value (RFC 8187 section 3.2): `UTF-8'en'%e2%82%ac`.
+fn extended(value: &[u8]) -> Option<String> {
+    let mut parts = value.splitn(3, |b| *b == b'\'');
+    let (charset, _language, coded) = (parts.next()?, parts.next()?, parts.next()?);
+    let bytes: Vec<u8> = percent_encoding::percent_decode(coded).collect();
+    if charset.eq_ignore_ascii_case(b"utf-8") {
+        return String::from_utf8(bytes).ok();
+    }
+    // RFC 5987, its predecessor, has this one too.
+    charset.eq_ignore_ascii_case(b"iso-8859-1").then(|| bytes.iter().map(|b| char::from(*b)).collect())
+}
+
+/// The parameters of a header value behind its first semicolon: names in lower case, values unquoted.
+fn parameters(value: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> {
+    let mut rest = value.iter().position(|b| *b == b';').map_or(&value[..0], |at| &value[at + 1..]);
+    std::iter::from_fn(move || {
+        loop {
+            rest = rest.trim_ascii_start();
+            if rest.is_empty() {
+                return None;
+            }
+            let end = rest.iter().position(|b| matches!(b, b'=' | b';')).unwrap_or(rest.len());
+            let name = text(rest[..end].trim_ascii()).to_ascii_lowercase();
+            if rest.get(end) != Some(&b'=') {
+                // No value: passed over.
+                rest = rest.get(end + 1..).unwrap_or(&[]);
+                continue;
+            }
+            rest = rest[end + 1..].trim_ascii_start();
+            let value = if rest.first() == Some(&b'"') {
+                let (value, used) = unquoted(&rest[1..]);
+                rest = &rest[1 + used..];
+                let end = rest.iter().position(|b| *b == b';').map_or(rest.len(), |at| at + 1);
+                rest = &rest[end..];
+                value
+            } else {
+                let end = rest.iter().position(|b| *b == b';').unwrap_or(rest.len());
+                let value = rest[..end].trim_ascii().to_vec();
+                rest = rest.get(end + 1..).unwrap_or(&[]);
+                value
+            };
+            return Some((name, value));
+        }
+    })
+}
+
+/// A quoted string behind its first quotation mark, and how many bytes it takes with its last. A backslash quotes a
+/// quotation mark or another backslash; any other stands for itself, as in the paths that some browsers have sent.
+fn unquoted(quoted: &[u8]) -> (Vec<u8>, usize) {
+    let mut value = Vec::with_capacity(quoted.len());
+    let mut at = 0;
+    while let Some(&byte) = quoted.get(at) {
+        at += 1;
+        match (byte, quoted.get(at)) {
+            (b'"', _) => break,
+            (b'\\', Some(&next @ (b'"' | b'\\'))) => {
+                value.push(next);
+                at += 1;
+            }
+            _ => value.push(byte),
+        }
+    }
+    (value, at)
+}
