@@ -148,7 +148,7 @@ class UploadedFiles(FirstOfMany[UploadedFile]):
 
 
 def safe_filename(name: str) -> str:
-    """A name for a new file, made of one that is not to be trusted: `directory / safe_filename(name)` is in `directory`.
+    """A name for a new file, made of one that is not to be trusted: with it a path stays in its directory.
 
     Only the last component counts, with the separators of all systems. Gone are drive letters, control characters and
     those that turn the direction of text, leading dots and spaces, and trailing ones; what Windows does not take

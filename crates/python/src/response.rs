@@ -299,7 +299,13 @@ impl HttpResponse {
         text_signature = "($self, name, value, *, max_age=None, expires=None, domain=None, path=\"/\", secure=False, \
                           http_only=False, same_site=\"lax\", partitioned=False)"
     )]
-    fn add_cookie(&self, name: &str, value: &str, attributes: Option<&Bound<'_, PyDict>>, py: Python<'_>) -> PyResult<()> {
+    fn add_cookie(
+        &self,
+        name: &str,
+        value: &str,
+        attributes: Option<&Bound<'_, PyDict>>,
+        py: Python<'_>,
+    ) -> PyResult<()> {
         self.append_cookie("add_cookie", &(name, value).into_pyobject(py)?, attributes)
     }
 

@@ -69,19 +69,24 @@ struct Spoon {
     room: Arc<AtomicUsize>,
     /// One was handed over in this poll.
     given: bool,
+    /// It asked for more since there was no room.
+    asked: bool,
 }
 
 impl Stream for Spoon {
     type Item = Result<Bytes, Unread>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if std::mem::take(&mut self.given) {
+        let full = self.room.load(Ordering::Relaxed) == 0;
+        // It asks for more before it has looked at what it has.
+        if std::mem::take(&mut self.given) || (full && !std::mem::replace(&mut self.asked, true)) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.room.load(Ordering::Relaxed) == 0 {
+        if full {
             return Poll::Ready(Some(Err(Unread::Bad("the head of a part is too large".to_owned()))));
         }
+        self.asked = false;
         let polled = self.pieces.as_mut().poll_next(cx);
         if let Poll::Ready(Some(Ok(piece))) = &polled {
             self.given = true;
@@ -98,7 +103,7 @@ impl Stream for Spoon {
 pub(super) async fn read(pieces: Pieces, boundary: String, endpoint: &Arc<Endpoint>) -> Result<Form, Unread> {
     let settings = &endpoint.settings;
     let room = Arc::new(AtomicUsize::new(0));
-    let mut spoon = Spoon { pieces, room: Arc::clone(&room), given: false };
+    let mut spoon = Spoon { pieces, room: Arc::clone(&room), given: false, asked: false };
     let mut multipart = multer::Multipart::new(&mut spoon, boundary);
     let mut form = Form::default();
     let mut parts = 0;
@@ -265,4 +270,148 @@ fn unquoted(quoted: &[u8]) -> (Vec<u8>, usize) {
         }
     }
     (value, at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upload::Content;
+    use futures_util::stream;
+    use http::HeaderValue;
+
+    fn named(value: &[u8]) -> Option<(String, Option<String>)> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_bytes(value).unwrap());
+        names(&headers)
+    }
+
+    #[test]
+    fn names_are_read_as_senders_write_them() {
+        let table: [(&[u8], &str, Option<&str>); 12] = [
+            (b"form-data; name=\"a\"", "a", None),
+            (b"Form-Data; NAME=a ; other", "a", None),
+            (b"form-data;name=a;filename=b c.txt", "a", Some("b c.txt")),
+            (b"form-data; name=\"a;b=\\\"c\\\"\"; filename=\"C:\\x\\\\y.txt\"", "a;b=\"c\"", Some("C:\\x\\y.txt")),
+            (b"form-data; name=\"%22%0D%0a%41\"; filename=\"\"", "\"\r\n%41", Some("")),
+            (b"form-data; name=\"\xc3\xa9\"; filename=\"\xff\"", "\u{e9}", Some("\u{fffd}")),
+            (b"form-data; filename*=UTF-8''%e2%82%ac.txt; filename=x; name=a", "a", Some("\u{20ac}.txt")),
+            (b"form-data; name=a; filename=x; filename*=utf-8'en'%ff", "a", Some("x")),
+            (b"form-data; name=a; filename*=iso-8859-1''%e9", "a", Some("\u{e9}")),
+            (b"form-data; name=a; filename*=nonsense", "a", None),
+            (b"form-data; filename=name; name=\"\"; name=b", "", Some("name")),
+            (b"form-data; name=\"open; filename=x", "open; filename=x", None),
+        ];
+        for (value, name, filename) in table {
+            let expected = Some((name.to_owned(), filename.map(str::to_owned)));
+            assert_eq!(named(value), expected, "{}", String::from_utf8_lossy(value));
+        }
+        for none in [&b"form-data"[..], b"form-data; filename=x", b"attachment; name=a", b""] {
+            assert_eq!(named(none), None);
+        }
+    }
+
+    fn boundary_of(value: &'static str) -> Result<Option<String>, ()> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(value));
+        boundary(&headers).map_err(drop)
+    }
+
+    #[test]
+    fn a_boundary_is_short_and_of_characters_that_show() {
+        const SEVENTY: &str =
+            "multipart/form-data; boundary=0123456789012345678901234567890123456789012345678901234567890123456789";
+        const MORE: &str =
+            "multipart/form-data; boundary=01234567890123456789012345678901234567890123456789012345678901234567890";
+        assert_eq!(boundary_of(SEVENTY).unwrap().unwrap().len(), MAX_BOUNDARY);
+        assert_eq!(boundary_of("Multipart/Form-Data ; charset=x; Boundary=\"a b\"").unwrap().as_deref(), Some("a b"));
+        assert_eq!(boundary_of("multipart/mixed; boundary=x").unwrap(), None);
+        assert_eq!(boundary_of("text/plain").unwrap(), None);
+        for bad in
+            [MORE, "multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=\"a \""]
+        {
+            assert!(boundary_of(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Reads a form that arrives in these pieces; also how many of them were taken.
+    fn read_pieces(pieces: Vec<Vec<u8>>, settings: Settings) -> (Result<Form, Unread>, usize) {
+        let endpoint = Endpoint::new(settings, None).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&taken);
+        let pieces = stream::iter(pieces).map(move |piece| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Ok(Bytes::from(piece))
+        });
+        let form = runtime.block_on(read(pieces.boxed(), "b-o".to_owned(), &endpoint));
+        (form, taken.load(Ordering::Relaxed))
+    }
+
+    fn small() -> Settings {
+        Settings { upload_threshold: 8, max_header_size: 200, ..Settings::default() }
+    }
+
+    /// Fields, and files with their contents.
+    fn held(form: &Form) -> (Vec<(String, String)>, Vec<(String, Vec<u8>, bool)>) {
+        let files = form.files.iter().map(|file| {
+            let content = match file.content() {
+                Content::Bytes(bytes) => bytes.to_vec(),
+                Content::File(path) => std::fs::read(path).unwrap(),
+            };
+            assert_eq!(content.len() as u64, file.size);
+            (file.filename.clone(), content, file.is_temporary())
+        });
+        (form.fields.clone(), files.collect())
+    }
+
+    const BODY: &[u8] = b"preamble\r\n--b-o\r\nContent-Disposition: form-data; name=a\r\n\r\nv\r\n--b-\r\n\r\n\
+        --b-o \t\r\nContent-Disposition: form-data; name=f; filename=x\r\nContent-Type: a/b\r\n\r\n12345678\r\n\
+        --b-o\r\nContent-Disposition: form-data; name=f; filename=y\r\n\r\n\r\r\n--\r\n--b123\r\r\n\
+        --b-o\r\nContent-Disposition: form-data; name=e\r\n\r\n\r\n--b-o--\r\nepilogue";
+
+    #[test]
+    fn a_form_is_the_same_however_it_is_cut() {
+        let fields = [("a", "v\r\n--b-\r\n"), ("e", "")].map(|(n, v)| (n.to_owned(), v.to_owned()));
+        let files =
+            [("x".to_owned(), b"12345678".to_vec(), false), ("y".to_owned(), b"\r\r\n--\r\n--b123\r".to_vec(), true)];
+        let expected = (fields.to_vec(), files.to_vec());
+        for cut in 0..=BODY.len() {
+            let (one, two) = BODY.split_at(cut);
+            let (form, _) = read_pieces(vec![one.to_vec(), two.to_vec()], small());
+            assert_eq!(held(&form.unwrap()), expected, "cut at {cut}");
+        }
+        let (form, _) = read_pieces(BODY.iter().map(|b| vec![*b]).collect(), small());
+        assert_eq!(held(&form.unwrap()), expected);
+        // Every shorter one is refused, but for one that lacks the epilogue alone.
+        let whole = BODY.len() - b"\r\nepilogue".len();
+        for end in 0..whole {
+            let (form, _) = read_pieces(vec![BODY[..end].to_vec()], small());
+            assert!(matches!(form, Err(Unread::Bad(_))), "ends at {end}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_gathered() {
+        let start = b"--b-o\r\nContent-Disposition: form-data; name=a\r\nX: ";
+        for start in [&b""[..], b"--b-o", start] {
+            let mut pieces = vec![start.to_vec()];
+            pieces.extend(std::iter::repeat_n(vec![b' '; 100], 1000));
+            let (form, taken) = read_pieces(pieces, small());
+            assert!(matches!(form, Err(Unread::Bad(_))), "{form:?}");
+            assert!(taken <= 6, "{taken} pieces were taken");
+        }
+    }
+
+    #[test]
+    fn limits_are_named() {
+        let limit_of = |settings| match read_pieces(vec![BODY.to_vec()], settings).0 {
+            Err(Unread::TooLarge(name, _)) => Some(name),
+            _ => None,
+        };
+        assert_eq!(limit_of(Settings { max_form_parts: 4, ..small() }), None);
+        assert_eq!(limit_of(Settings { max_form_parts: 3, ..small() }), Some("max_form_parts"));
+        assert_eq!(limit_of(Settings { max_form_field_size: 9, ..small() }), None);
+        assert_eq!(limit_of(Settings { max_form_field_size: 8, ..small() }), Some("max_form_field_size"));
+        assert_eq!(limit_of(Settings { max_body_size: 9, ..small() }), Some("max_body_size"));
+    }
 }
