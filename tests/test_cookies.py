@@ -1,4 +1,4 @@
-"""Cookies: what `request.cookies` reads, what `add_cookie` and `delete_cookie` write, and what a browser makes of it."""
+"""Cookies: what `request.cookies` reads, and what `add_cookie` and `delete_cookie` write."""
 
 from __future__ import annotations
 

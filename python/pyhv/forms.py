@@ -24,7 +24,7 @@ __all__ = ["FormData", "UploadedFile", "UploadedFiles", "safe_filename"]
 _MAX_NAME = 255  # bytes of a file's name: what Linux, macOS and Windows all take
 _MAX_SUFFIX = 64  # bytes of it that are kept when it has to be cut
 _NUMBERS = 1000  # names with a number that are tried before one at random
-_DRIVE = re.compile(r"[A-Za-z]:")
+_DRIVE = re.compile(r"^[A-Za-z]:")
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9\u00b9\u00b2\u00b3]|conin\$|conout\$)", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[<>:"|?*]')
 #: Control characters, line ends, what turns the direction of text ("gpj.exe" shown as "exe.jpg"), lone surrogates.

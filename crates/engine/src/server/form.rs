@@ -142,7 +142,7 @@ pub(super) async fn read(pieces: Pieces, boundary: String, endpoint: &Arc<Endpoi
             let room = settings.upload_threshold.min(settings.max_body_size.saturating_sub(kept));
             file.push(&piece, room).await.map_err(Unread::NotStored)?;
         }
-        kept += filename.len() + file.in_memory();
+        kept += filename.len() + content_type.as_ref().map_or(0, String::len) + file.in_memory();
         let (place, size) = file.finish().await.map_err(Unread::NotStored)?;
         // What a browser sends for a file that nobody has chosen (WHATWG HTML section 4.10.21.4).
         if filename.is_empty() && size == 0 {
@@ -351,8 +351,11 @@ mod tests {
         Settings { upload_threshold: 8, max_header_size: 200, ..Settings::default() }
     }
 
-    /// Fields, and files with their contents.
-    fn held(form: &Form) -> (Vec<(String, String)>, Vec<(String, Vec<u8>, bool)>) {
+    /// Name, content, whether it is in a temporary file.
+    type File = (String, Vec<u8>, bool);
+
+    /// Fields and files.
+    fn held(form: &Form) -> (Vec<(String, String)>, Vec<File>) {
         let files = form.files.iter().map(|file| {
             let content = match file.content() {
                 Content::Bytes(bytes) => bytes.to_vec(),
