@@ -352,11 +352,13 @@ FLOODS: dict[str, tuple[bytes, bytes]] = {
 
 
 def send_until_stopped(raw: RawClient, piece: bytes, most: int) -> None:
-    """Sends chunks until the server ends the connection, which it has to before it got `most` bytes."""
+    """Sends chunks until the server answers or ends the connection, which it has to before it got `most` bytes."""
     chunk = b"%x\r\n" % len(piece) + piece + b"\r\n"
     try:
         for _ in range(most // len(piece)):
             raw.send_bytes(chunk)
+            if raw.readable():
+                return
     except (BrokenPipeError, ConnectionResetError):
         return
     raise AssertionError("nobody stopped it")
