@@ -182,6 +182,21 @@ class WsUpgrade:
         return self._request.remote_address
 
     @property
+    def client_address(self) -> str:
+        """The address of the client: the peer's, or behind `trusted_proxies` the one that they tell."""
+        return self._request.client_address
+
+    @property
+    def scheme(self) -> str:
+        """ "https" if the client speaks TLS (wss), to this server or to one of `trusted_proxies`; else "http"."""
+        return self._request.scheme
+
+    @property
+    def http_version(self) -> str:
+        """The version of HTTP that the peer speaks."""
+        return self._request.http_version
+
+    @property
     def subprotocols(self) -> list[str]:
         """The subprotocols that the client offers, in its order of preference."""
         offered = ",".join(self.headers.get_all("Sec-WebSocket-Protocol"))

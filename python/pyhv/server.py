@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -28,6 +29,7 @@ _W = TypeVar("_W", bound=StreamHandler)
 _S = TypeVar("_S", bound="HvWebServer")
 
 _log = logging.getLogger("pyhv.server")
+_access_log = logging.getLogger("pyhv.access")
 
 
 class HvWebServer(_native.Server):
@@ -56,6 +58,7 @@ class HvWebServer(_native.Server):
     """
 
     _initialized: bool
+    _access_format: str
 
     def __new__(cls: type[_S], *args: Any, **kwargs: Any) -> _S:
         self = super().__new__(cls, *args, **kwargs)
@@ -145,6 +148,7 @@ class HvWebServer(_native.Server):
         max_upgrades_per_second: float | None = None,
         allowed_origins: Literal["*"] | Iterable[str] | None = None,
         subprotocols: Iterable[str] = (),
+        trusted_proxies: Iterable[str] = (),
     ) -> None:
         """Listens, and returns at once. Sizes are in bytes, times in seconds.
 
@@ -191,13 +195,17 @@ class HvWebServer(_native.Server):
             for each channel, which makes similar messages smaller and costs some hundred KiB a channel; None: off.
         :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
         :param max_connections: further connections are closed as they come.
-        :param max_connections_per_address: the same for one client address.
+        :param max_connections_per_address: the same for one peer; a trusted proxy is one peer.
         :param max_concurrent_streams: requests at a time on one HTTP/2 connection; further ones are refused.
         :param max_headers: a request with more header fields is answered with 431.
         :param max_upgrades_per_second: further WebSocket handshakes are answered with 503.
         :param allowed_origins: which web pages may open a WebSocket: None (the default) those of the same host, "*"
             all, or a list of origins such as "https://example.com". Clients that are no browsers send no origin.
         :param subprotocols: what the server speaks, the preferred first; `channel.subprotocol` tells what was agreed.
+        :param trusted_proxies: addresses ("127.0.0.1", "::1") and networks ("10.0.0.0/8") of reverse proxies. For their
+            connections `client_address` and `scheme` of requests and channels come from X-Forwarded-For and
+            X-Forwarded-Proto, or else Forwarded (RFC 7239): the right-most address that is no trusted proxy. A proxy
+            has to write one of the two, and one that writes Forwarded has to remove X-Forwarded-*, which go first.
 
         Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
         server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs
@@ -238,6 +246,7 @@ class HvWebServer(_native.Server):
             "max_upgrades_per_second": max_upgrades_per_second,
             "allowed_origins": allowed_origins if allowed_origins in (None, "*") else _names(allowed_origins),
             "subprotocols": _names(subprotocols),
+            "trusted_proxies": _names(trusted_proxies),
             "ask_upgrade": self._overrides("on_ws_upgrade"),
             "tell_drain": self._overrides("on_ws_drain"),
         }
@@ -425,6 +434,99 @@ class HvWebServer(_native.Server):
 
         return decorate
 
+    # Around every answer
+
+    def allow_cors(
+        self,
+        origins: Literal["*"] | Iterable[str] = "*",
+        *,
+        methods: Iterable[str] | None = None,
+        headers: Iterable[str] | None = None,
+        expose_headers: Iterable[str] = (),
+        credentials: bool = False,
+        max_age: float = 600.0,
+    ) -> None:
+        """Lets pages of other origins read what this server answers (CORS, as the WHATWG Fetch standard has it).
+
+        For every route, error and stream. Preflight requests are answered natively, before any route for OPTIONS: with
+        what is allowed, or with 403. WebSockets are not meant: `start(allowed_origins=...)` is for them.
+
+        :param origins: "*" for all, or a list such as ["https://example.com", "http://localhost:8000"]; "null" is the
+            origin of files and sandboxed frames, and everybody can have it.
+        :param methods: what pages may use beside GET, HEAD and POST; None: the methods that a path has routes for.
+        :param headers: request headers that pages may set; None: all.
+        :param expose_headers: response headers that pages may see beside the usual ones.
+        :param credentials: whether pages may send cookies and the like, and read the answer. Needs listed origins.
+        :param max_age: seconds for which a browser may keep the answer to a preflight.
+
+        A handler that sets Access-Control-Allow-Origin itself has the last word. Called again it replaces what was
+        there. Raises ValueError for credentials with "*", and for what is no origin, method or header. Any thread, before
+        or after `start`.
+        """
+        everybody = isinstance(origins, str) and origins == "*"
+        self._allow_cors(
+            None if everybody else _list("origins", origins),
+            None if methods is None else _list("methods", methods),
+            None if headers is None else _list("headers", headers),
+            _list("expose_headers", expose_headers),
+            credentials,
+            max_age,
+        )
+
+    def compress_responses(
+        self, min_size: int = 1024, codings: Iterable[str] = ("zstd", "br", "gzip"), level: int | None = None
+    ) -> None:
+        """Compresses the content of responses for clients that take it (RFC 9110 section 12.5.3).
+
+        Texts, JSON and the like; not what has a Content-Encoding already, parts (206), or `Cache-Control:
+        no-transform`. Responses of `sse` and `stream` routes leave as they are written. An ETag becomes a weak one.
+        The native side does the work, a piece at a time.
+
+        A response that has both a secret and what an attacker chose can leak the secret by its length (BREACH): keep
+        such ones out with `Cache-Control: no-transform`.
+
+        :param min_size: smaller contents, in bytes, are left as they are.
+        :param codings: those of "zstd", "br" and "gzip" to use; of several that a client likes as much, the first.
+        :param level: 1, fast, to 9, small; None: each coding's own for this purpose.
+
+        Called again it replaces what was there. Raises ValueError for a setting out of range. Any thread, before or
+        after `start`.
+        """
+        self._compress_responses(min_size, _list("codings", codings), level)
+
+    def enable_access_log(self, format: Literal["common", "combined"] = "common") -> None:
+        """Logs each finished request at INFO to the logger "pyhv.access", as web servers do.
+
+        Also what the native side answers, handshakes of WebSockets (101), and streams at their end; a client that left
+        before the answer counts as 499. What is no HTTP is not among them: `refusals` counts it.
+
+        The records' attributes: client_address, method, url, http_version, status, size (bytes of content sent), started
+        (seconds since 1970), duration (seconds), and for "combined" referer and user_agent, else None. Control
+        characters, quotes and everything outside ASCII are escaped in line and attributes.
+
+        :param format: the Common Log Format, or the Combined one, with referer and user agent.
+
+        Records are logged in `tick()`. While a program does not tick they are kept up to half of `max_pending_bytes`,
+        then dropped, and counted as "access_log" in `refusals`. Any thread, before or after `start`.
+        """
+        if format not in ("common", "combined"):
+            raise ValueError(f'format={format!r} is none of "common", "combined"')
+        self._access_format = format
+        self._enable_access_log()
+
+    def enable_healthz(self, path: str = "/healthz", max_tick_age: float | None = None) -> None:
+        """Adds a route for GET that tells, natively, whether the server is well: for load balancers and supervisors.
+
+        It answers 200 and JSON: {"status": "ok", "tick_age": seconds since the last tick began, "connections": n,
+        "websockets": n}; or 503 with status "stalled" or "stopping". For a program that waits inside `tick()` the age is 0.
+
+        :param path: as for `route`.
+        :param max_tick_age: seconds without a tick after which the program counts as stalled; None: never.
+
+        Raises ValueError when the path has a route for GET already. Any thread, before or after `start`.
+        """
+        self._enable_healthz(path, max_tick_age)
+
     def _overrides(self, name: str) -> bool:
         """Whether the program has a callback of its own: without one the native side need not ask or tell."""
         return name in self.__dict__ or getattr(type(self), name) is not getattr(HvWebServer, name)
@@ -442,6 +544,36 @@ class HvWebServer(_native.Server):
         except Exception:
             _log.exception("on_error of %s raised", type(self).__name__)
 
+    def _on_access(
+        self,
+        client_address: str,
+        method: str,
+        url: str,
+        http_version: str,
+        status: int,
+        size: int,
+        started: float,
+        duration: float,
+        referer: str | None,
+        user_agent: str | None,
+    ) -> None:
+        if not _access_log.isEnabledFor(logging.INFO):
+            return
+        combined = self._access_format == "combined"
+        fields = {
+            "client_address": client_address,
+            "method": method,
+            "url": url,
+            "http_version": http_version,
+            "status": status,
+            "size": size,
+            "started": started,
+            "duration": duration,
+            "referer": referer if combined else None,
+            "user_agent": user_agent if combined else None,
+        }
+        _access_log.info("%s", _access_line(fields, combined), extra=fields)
+
     def _warn(self, text: str) -> None:
         _log.warning("%s", text)
 
@@ -449,6 +581,31 @@ class HvWebServer(_native.Server):
 def _names(names: Iterable[str] | None) -> list[str] | str:
     """A list, except that one str, which would be taken for its letters, is left for the error that names it."""
     return names if isinstance(names, str) else list(names or ())
+
+
+def _list(name: str, values: Iterable[str]) -> list[str]:
+    """A list of str. One str would be taken for its letters."""
+    if isinstance(values, str):
+        raise ValueError(f"{name}={values!r} is not a list")
+    return list(values)
+
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # in every locale
+
+
+def _access_line(fields: dict[str, Any], combined: bool) -> str:
+    """A line of the Common Log Format, or of the Combined one."""
+    then = time.localtime(fields["started"])
+    offset = then.tm_gmtoff // 60
+    zone = f"{'-' if offset < 0 else '+'}{abs(offset) // 60:02}{abs(offset) % 60:02}"
+    stamp = f"{then.tm_mday:02}/{_MONTHS[then.tm_mon - 1]}/{then.tm_year}:{time.strftime('%H:%M:%S', then)} {zone}"
+    # As Apache and nginx write it.
+    version = "2.0" if fields["http_version"] == "2" else fields["http_version"]
+    request = f"{fields['method']} {fields['url']} HTTP/{version}"
+    line = f'{fields["client_address"]} - - [{stamp}] "{request}" {fields["status"]} {fields["size"] or "-"}'
+    if combined:
+        line += f' "{fields["referer"] or "-"}" "{fields["user_agent"] or "-"}"'
+    return line
 
 
 @contextmanager

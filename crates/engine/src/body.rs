@@ -1,5 +1,6 @@
 //! The content of an HTTP response: whole, streamed by the program, or made by a native service.
 
+use crate::server::access::Access;
 use crate::server::activity::InFlight;
 use crate::stream::StreamBody;
 use bytes::Bytes;
@@ -26,7 +27,13 @@ pub struct Body {
     kind: Kind,
     /// Counts the request as under way for as long as its answer is being written.
     in_flight: Option<InFlight>,
+    /// Counts what is handed over, where the program wants an access log.
+    access: Option<Access>,
 }
+
+/// With an access log a whole content is handed over in pieces of this size: what a client that leaves in the middle did
+/// not get is not counted as sent.
+const PIECE: usize = 64 << 10;
 
 impl Default for Body {
     fn default() -> Self {
@@ -34,9 +41,15 @@ impl Default for Body {
     }
 }
 
+impl From<Kind> for Body {
+    fn from(kind: Kind) -> Self {
+        Self { kind, in_flight: None, access: None }
+    }
+}
+
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self { kind: Kind::Whole(Some(bytes)), in_flight: None }
+        Kind::Whole(Some(bytes)).into()
     }
 }
 
@@ -54,7 +67,7 @@ impl From<&'static str> for Body {
 
 impl From<StreamBody> for Body {
     fn from(stream: StreamBody) -> Self {
-        Self { kind: Kind::Stream(stream), in_flight: None }
+        Kind::Stream(stream).into()
     }
 }
 
@@ -66,7 +79,22 @@ impl Body {
         B::Error: Into<BodyError>,
     {
         use http_body_util::BodyExt;
-        Self { kind: Kind::Boxed(body.map_err(Into::into).boxed_unsync()), in_flight: None }
+        Kind::Boxed(body.map_err(Into::into).boxed_unsync()).into()
+    }
+
+    /// Whether the program writes it piece by piece.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.kind, Kind::Stream(_))
+    }
+
+    /// Takes the content out, if it is there as a whole.
+    pub(crate) fn whole(&mut self) -> Option<Bytes> {
+        if let Kind::Whole(bytes) = &mut self.kind { bytes.take() } else { None }
+    }
+
+    /// Has the request put on record when this is dropped.
+    pub(crate) fn log(&mut self, access: Access) {
+        self.access = Some(access);
     }
 
     /// Keeps the request counted as under way until this is dropped.
@@ -86,11 +114,22 @@ impl hyper::body::Body for Body {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match &mut self.kind {
-            Kind::Whole(bytes) => Poll::Ready(bytes.take().filter(|b| !b.is_empty()).map(|b| Ok(Frame::data(b)))),
+        let Self { kind, access, .. } = &mut *self;
+        let frame = match kind {
+            Kind::Whole(bytes) => {
+                let piece = match bytes {
+                    Some(rest) if access.is_some() && rest.len() > PIECE => Some(rest.split_to(PIECE)),
+                    _ => bytes.take().filter(|b| !b.is_empty()),
+                };
+                Poll::Ready(piece.map(|b| Ok(Frame::data(b))))
+            }
             Kind::Stream(stream) => stream.poll(cx).map(|chunk| chunk.map(|c| c.map(Frame::data))),
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
+        };
+        if let (Some(access), Poll::Ready(Some(Ok(frame)))) = (access, &frame) {
+            access.sent(frame.data_ref().map_or(0, Bytes::len));
         }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -194,6 +194,7 @@ async fn open(
         url: target.url.clone(),
         headers,
         remote,
+        sender: None,
         subprotocol: accepted.protocol,
         deflate: accepted.deflate,
     };

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -73,6 +73,8 @@ pub struct Endpoint {
     seats: Mutex<Seats>,
     /// Ticks of the program, for the sweeps to see that there are any.
     ticks: AtomicUsize,
+    /// [`coarse_millis`] of the last of them; at first when this was made.
+    last_tick: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -111,6 +113,23 @@ impl Drop for Seat {
                 seats.by_address.remove(&address);
             }
         }
+    }
+}
+
+/// A monotonic clock for what is looked at every tick. Linux keeps a coarse one, some milliseconds wide, in memory: reading
+/// it is no system call, whatever the clock source.
+fn coarse_millis() -> u64 {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        use nix::time::{ClockId, clock_gettime};
+        // Fails for an unknown clock only: this one is there since Linux 2.6.32.
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map_or(Duration::ZERO, Duration::from);
+        u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    {
+        static BEGAN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -158,6 +177,7 @@ impl Endpoint {
             complaints: Mutex::default(),
             seats: Mutex::default(),
             ticks: AtomicUsize::new(0),
+            last_tick: AtomicU64::new(coarse_millis()),
             runtime,
         });
         for io in &endpoint.runtime.threads {
@@ -236,6 +256,25 @@ impl Endpoint {
     #[inline]
     pub fn note_tick(&self) {
         self.ticks.fetch_add(1, Ordering::Relaxed);
+        self.last_tick.store(coarse_millis(), Ordering::Relaxed);
+    }
+
+    /// How long ago the program last began a tick; none for one that waits in it.
+    pub(crate) fn tick_age(&self) -> Duration {
+        if self.inbox.is_waited_for() {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(coarse_millis().saturating_sub(self.last_tick.load(Ordering::Relaxed)))
+    }
+
+    /// Connections that there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.seats.lock().total
+    }
+
+    /// Those of them that are WebSockets.
+    pub(crate) fn channels(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     pub(crate) fn ticks(&self) -> usize {

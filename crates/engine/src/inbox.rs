@@ -9,6 +9,7 @@
 
 use crate::connection::Connection;
 use crate::request::HttpRequest;
+use crate::server::access::AccessRecord;
 use crate::upload::Form;
 use crate::wake::{Waited, Wake};
 use crate::wire::{MessageKind, Payload};
@@ -77,6 +78,8 @@ pub enum Event {
         /// Its number.
         stream: u64,
     },
+    /// A request is finished: for the access log.
+    Access(Box<AccessRecord>),
     /// The client got no connection.
     ConnectFailed(Box<crate::client::ConnectError>),
     /// Something of an HTTP request that the program makes.
@@ -142,6 +145,7 @@ impl Batch {
                 }
                 Event::Http(event) => event.size(),
                 Event::Log(text) | Event::Fault(text) => text.len(),
+                Event::Access(record) => record.size(),
                 Event::Close { .. }
                 | Event::Drain { .. }
                 | Event::StreamEnd { .. }
@@ -323,6 +327,16 @@ impl Inbox {
         let mut filling = self.fill();
         filling.push(event);
         filling.finish()
+    }
+
+    /// The same for what may be dropped; `None`: it was, because half of `max_bytes` waits already.
+    pub(crate) fn push_if_room(&self, event: Event) -> Option<bool> {
+        let mut filling = self.fill();
+        if filling.batch().size >= self.max_bytes / 2 {
+            return None;
+        }
+        filling.push(event);
+        Some(filling.finish())
     }
 
     /// Makes the descriptor readable if anybody looks at it.

@@ -14,7 +14,7 @@
 //!   answered;
 //! * [`client`]: connecting; [`http_client`]: the HTTP client, and streams of server-sent events;
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
-//! * [`settings`]: every limit and timeout with its default.
+//! * [`proxy`]: who asks when a reverse proxy stands in between; [`settings`]: every limit and timeout with its default.
 
 pub mod body;
 pub mod client;
@@ -24,6 +24,7 @@ pub mod endpoint;
 pub mod http_client;
 pub mod inbox;
 mod outbuf;
+pub mod proxy;
 pub mod request;
 pub mod router;
 pub mod runtime;

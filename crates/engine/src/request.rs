@@ -2,10 +2,11 @@
 
 use crate::body::Body;
 use crate::down::{Command, DownQueue};
+use crate::proxy::Sender;
 use crate::runtime::IoThread;
 use crate::upload::Form;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, Version};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,8 +25,12 @@ pub struct HttpRequest {
     pub body: Bytes,
     /// What a multipart form held.
     pub form: Option<Form>,
+    /// The version of HTTP.
+    pub version: Version,
     /// The peer.
     pub remote: SocketAddr,
+    /// Who asks: the peer, or the client of a trusted proxy.
+    pub sender: Sender,
     /// The number that the route was added with.
     pub route: usize,
     /// The path parameters, percent-decoded, in the order of the pattern.

@@ -2,6 +2,7 @@
 
 use crate::wire::Limits;
 use crate::wire::deflate::DeflateConfig;
+use ipnet::IpNet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,6 +99,8 @@ pub struct Settings {
     pub max_headers: usize,
     /// WebSocket handshakes per second; further ones get 503.
     pub max_upgrades_per_second: Option<f64>,
+    /// Whose word on who asks is taken; see [`crate::proxy`].
+    pub trusted_proxies: Vec<IpNet>,
     /// Which pages may open a WebSocket.
     pub allowed_origins: Origins,
     /// Subprotocols that the server speaks, the preferred first.
@@ -146,6 +149,7 @@ impl Default for Settings {
             max_concurrent_streams: 100,
             max_headers: 100,
             max_upgrades_per_second: None,
+            trusted_proxies: Vec::new(),
             allowed_origins: Origins::SameHost,
             subprotocols: Vec::new(),
             compression: Some(DeflateConfig::default()),

@@ -8,7 +8,7 @@ use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::request::HttpResponse;
 use pyhv_engine::router::Router;
-use pyhv_engine::server::{Listen, Server, Target};
+use pyhv_engine::server::{Listen, Server, Target, around::Around};
 use pyhv_engine::settings::Settings;
 use pyhv_engine::wire::{self, Decoder, MessageKind, Opcode, Role};
 use std::collections::HashMap;
@@ -44,7 +44,9 @@ impl Program {
         let mut router = Router::default();
         router.add(Some("GET"), "/hello/:name", Target::Program(7)).unwrap();
         let endpoint = Endpoint::new(settings, None).unwrap();
-        let server = Server::start(endpoint, router, Listen { host: "127.0.0.1".into(), port: 0, tls: None }).unwrap();
+        let server =
+            Server::start(endpoint, router, Around::default(), Listen { host: "127.0.0.1".into(), port: 0, tls: None })
+                .unwrap();
         Self { server, conns: HashMap::new(), requests: Vec::new(), seen: Vec::new(), largest: 0, echo: false }
     }
 

@@ -184,6 +184,18 @@ impl WebSocketChannel {
         self.conn.handshake.remote.map(|remote| address_object(py, remote)).transpose()
     }
 
+    /// The address of the client: the peer's, or behind `trusted_proxies` the one that they tell.
+    #[getter]
+    fn client_address(&self) -> Option<String> {
+        self.conn.handshake.sender.map(|sender| sender.address.to_string())
+    }
+
+    /// "https" if the client speaks TLS (wss), to this server or to one of `trusted_proxies`; else "http".
+    #[getter]
+    fn scheme(&self) -> &'static str {
+        self.conn.handshake.sender.map_or("http", |sender| sender.scheme())
+    }
+
     /// Whether `send` would queue a message.
     #[getter]
     fn is_open(&self) -> bool {

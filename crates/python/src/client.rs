@@ -153,6 +153,7 @@ impl WebSocketClient {
             | Event::Upgrade(_)
             | Event::StreamEnd { .. }
             | Event::Http(_)
+            | Event::Access(_)
             | Event::Taken => Ok(()),
         }
     }

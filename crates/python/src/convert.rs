@@ -193,6 +193,7 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             "max_headers" => settings.max_headers = count(&name, &value)?,
             "max_upgrades_per_second" if value.is_none() => settings.max_upgrades_per_second = None,
             "max_upgrades_per_second" => settings.max_upgrades_per_second = Some(rate(&name, &value)?),
+            "trusted_proxies" => settings.trusted_proxies = networks(&value)?,
             "allowed_origins" => settings.allowed_origins = origins(&value)?,
             "compression" => compression = Some(value),
             "compression_window_bits" => window_bits = window(&value)?,
@@ -299,15 +300,36 @@ fn origins(value: &Bound<'_, PyAny>) -> PyResult<Origins> {
     }
     let list: Vec<String> = value.extract()?;
     for origin in &list {
-        let (scheme, host) = origin.split_once("://").unwrap_or_default();
-        let whole = !scheme.is_empty() && !host.is_empty();
-        if origin != "null" && (!whole || host.contains(['/', '*', '?', '#', '@', ' '])) {
-            return Err(PyValueError::new_err(format!(
-                "allowed_origins: {origin:?} is not an origin like \"https://example.com\" or \"http://localhost:8000\""
-            )));
-        }
+        check_origin("allowed_origins", origin)?;
     }
     Ok(Origins::Listed(list.iter().map(|origin| origin.to_ascii_lowercase()).collect()))
+}
+
+/// An origin as browsers send it (RFC 6454 section 6.2). `what`: the setting, for the error.
+pub(crate) fn check_origin(what: &str, origin: &str) -> PyResult<()> {
+    let (scheme, host) = origin.split_once("://").unwrap_or_default();
+    let whole = !scheme.is_empty() && !host.is_empty();
+    if origin != "null" && (!whole || host.contains(['/', '*', '?', '#', '@', ' '])) {
+        return Err(PyValueError::new_err(format!(
+            "{what}: {origin:?} is not an origin like \"https://example.com\" or \"http://localhost:8000\""
+        )));
+    }
+    Ok(())
+}
+
+/// Addresses and networks of proxies.
+fn networks(value: &Bound<'_, PyAny>) -> PyResult<Vec<ipnet::IpNet>> {
+    let Ok(list) = value.extract::<Vec<String>>() else {
+        return Err(PyValueError::new_err(format!("trusted_proxies={value} is not a list of addresses and networks")));
+    };
+    let network = |text: &String| {
+        pyhv_engine::proxy::network(text).ok_or_else(|| {
+            PyValueError::new_err(format!(
+                "trusted_proxies: {text:?} is not an address like \"127.0.0.1\" or a network like \"10.0.0.0/8\""
+            ))
+        })
+    };
+    list.iter().map(network).collect()
 }
 
 /// None, "shared" or "context".

@@ -6,9 +6,11 @@
 //! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
 //!   the base of `HvWebSocketClient`; [`request`], [`response`]: `HttpRequest`, `HttpResponse`; [`writer`]:
 //!   `StreamWriter`; [`http_client`]: the HTTP client; [`upload`]: the files of forms;
+//!   [`around`]: what is done around every answer;
 //! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
 //! * [`convert`]: messages, timeouts and settings from and to Python.
 
+mod around;
 mod channel;
 mod client;
 mod convert;

@@ -1,5 +1,6 @@
 //! `HttpRequest`: what a handler gets.
 
+use crate::around::version_name;
 use crate::channel::{address_object, path_object, query_object};
 use crate::convert;
 use crate::response::{internal_error, plain};
@@ -113,6 +114,24 @@ impl HttpRequest {
     #[getter]
     fn remote_address<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         address_object(py, self.inner.remote)
+    }
+
+    /// The address of the client: the peer's, or behind `trusted_proxies` the one that they tell.
+    #[getter]
+    fn client_address(&self) -> String {
+        self.inner.sender.address.to_string()
+    }
+
+    /// "https" if the client speaks TLS, to this server or to one of `trusted_proxies`; else "http".
+    #[getter]
+    fn scheme(&self) -> &'static str {
+        self.inner.sender.scheme()
+    }
+
+    /// The version of HTTP that the peer speaks: "1.0", "1.1" or "2".
+    #[getter]
+    fn http_version(&self) -> &'static str {
+        version_name(self.inner.version)
     }
 
     /// The body as text.

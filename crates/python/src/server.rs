@@ -1,5 +1,6 @@
 //! `Server`: the native base of `HvWebServer`.
 
+use crate::around;
 use crate::channel::WebSocketChannel;
 use crate::convert;
 use crate::request::HttpRequest;
@@ -11,6 +12,7 @@ use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::Event;
 use pyhv_engine::request::HttpRequest as RawRequest;
+use pyhv_engine::server::around::Around;
 use pyhv_engine::server::{self as engine, Routes, Target};
 use pyhv_engine::tls::server_config;
 use pyhv_engine::wake::Wake;
@@ -56,6 +58,8 @@ pub(crate) struct Server {
     run: Mutex<Option<Arc<engine::Server>>>,
     /// Guards the routes while one is added.
     router: Mutex<Routes>,
+    /// Guards what is done around answers while a part of it is replaced.
+    around: Mutex<Around>,
     /// By the number that the router knows. Guards the list while it is read or changed; no Python code runs under it.
     handlers: Mutex<Vec<Handler>>,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
@@ -75,6 +79,14 @@ pub(crate) struct Server {
 impl Server {
     fn running(&self) -> Option<Arc<engine::Server>> {
         self.run.lock().clone()
+    }
+
+    fn change_around(&self, change: impl FnOnce(&mut Around)) {
+        let mut around = self.around.lock();
+        change(&mut around);
+        if let Some(server) = self.running() {
+            server.set_around(around.clone());
+        }
     }
 
     fn channel(&self, py: Python<'_>, number: u32) -> Option<Py<WebSocketChannel>> {
@@ -142,6 +154,10 @@ impl Server {
                 }
                 Ok(())
             }
+            Event::Access(record) => match around::log_access(slf, &record) {
+                Err(error) => callback_failed(slf, "the access log", error),
+                Ok(()) => Ok(()),
+            },
             Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
             Event::ConnectFailed(_) | Event::Http(_) | Event::Taken => Ok(()),
@@ -286,6 +302,7 @@ impl Server {
             ticker: Ticker::default(),
             run: Mutex::new(None),
             router: Mutex::new(Routes::default()),
+            around: Mutex::default(),
             handlers: Mutex::new(Vec::new()),
             channels: Mutex::new(Vec::new()),
             streams: Mutex::new(BTreeMap::new()),
@@ -319,6 +336,7 @@ impl Server {
         let settings = convert::settings(options)?;
         let wake = self.wake.lock().clone();
         let router = self.router.lock().clone();
+        let around = self.around.lock().clone();
         let tls =
             tls.map(|(port, cert, key)| Ok::<_, PyErr>((port_number("tls_port", port)?, cert, key))).transpose()?;
         let server = py.detach(|| {
@@ -331,7 +349,7 @@ impl Server {
                 }
             };
             let listen = engine::Listen { host: host.clone(), port: number, tls };
-            engine::Server::start(endpoint, router, listen).map_err(|e| listen_error(&host, &e))
+            engine::Server::start(endpoint, router, around, listen).map_err(|e| listen_error(&host, &e))
         })?;
         self.stop_requested.store(false, Ordering::Relaxed);
         self.started_once.store(true, Ordering::Relaxed);
@@ -368,6 +386,44 @@ impl Server {
             server.set_routes(router);
         }
         Ok(())
+    }
+
+    /// Adds the route of `enable_healthz`. max_tick_age: seconds, None for no limit.
+    fn _enable_healthz(&self, path: &str, max_tick_age: Option<f64>) -> PyResult<()> {
+        let target = Target::Health(around::max_tick_age(max_tick_age)?);
+        let mut router = self.router.lock();
+        router.add(Some("GET"), path, target).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        if let Some(server) = self.running() {
+            server.set_routes(router.clone());
+        }
+        Ok(())
+    }
+
+    /// Who may read answers from other origins; lists that are None stand for everything.
+    fn _allow_cors(
+        &self,
+        origins: Option<Vec<String>>,
+        methods: Option<Vec<String>>,
+        headers: Option<Vec<String>>,
+        expose_headers: Vec<String>,
+        credentials: bool,
+        max_age: f64,
+    ) -> PyResult<()> {
+        let cors = around::cors(origins, methods, headers, &expose_headers, credentials, max_age)?;
+        self.change_around(|around| around.cors = Some(Arc::new(cors)));
+        Ok(())
+    }
+
+    /// Whether and how contents are compressed.
+    fn _compress_responses(&self, min_size: i64, codings: Vec<String>, level: Option<i64>) -> PyResult<()> {
+        let compression = around::compression(min_size, &codings, level)?;
+        self.change_around(|around| around.compression = Some(Arc::new(compression)));
+        Ok(())
+    }
+
+    /// From here on each finished request comes to `_on_access`.
+    fn _enable_access_log(&self) {
+        self.change_around(|around| around.access_log = true);
     }
 
     /// Runs the callbacks of everything that has happened since the last tick, then `on_tick`.

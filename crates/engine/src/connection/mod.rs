@@ -20,6 +20,7 @@ use crate::down::{Command, DownQueue, Part};
 use crate::endpoint::{Endpoint, Live, Seat};
 use crate::inbox::Event;
 use crate::outbuf::OutBuf;
+use crate::proxy::Sender;
 use crate::runtime::IoThread;
 use crate::settings::SlowPolicy;
 use crate::transport::Transport;
@@ -52,6 +53,8 @@ pub struct Handshake {
     pub headers: Box<[u8]>,
     /// The peer.
     pub remote: Option<SocketAddr>,
+    /// Server: who asked, the peer or the client of a trusted proxy.
+    pub sender: Option<Sender>,
     /// The subprotocol agreed on.
     pub subprotocol: Option<String>,
     /// What was agreed on permessage-deflate, if anything.

@@ -1,9 +1,11 @@
 //! One HTTP request: to the program's handler and back.
 
 use super::activity::{Activity, InFlight};
+use super::around::Exchange;
 use super::clear::unclear;
 use super::coding;
 use super::content::{self, Unread};
+use super::health::health;
 use super::upgrade::upgrade;
 use super::{Shared, Target};
 use crate::body::Body;
@@ -45,11 +47,21 @@ pub(super) struct Client {
     pub(super) seat: Arc<Seat>,
 }
 
-pub(super) async fn answer(request: Request<Incoming>, client: &Client, in_flight: InFlight) -> Response<Body> {
+pub(super) async fn answer(mut request: Request<Incoming>, client: &Client, in_flight: InFlight) -> Response<Body> {
     let http2 = request.version() == Version::HTTP_2;
     // hyper leaves the content out for HTTP/1 alone (RFC 9110 section 9.3.2).
     let bare = request.method() == Method::HEAD && http2;
-    let mut response = with_content(request, client, in_flight.activity()).await;
+    // Before anything is answered on the strength of it.
+    let refusal = unclear(&mut request);
+    let exchange = Exchange::begin(&request, client);
+    let preflight = || exchange.as_ref().and_then(|exchange| exchange.preflight(&request, client));
+    let mut response = match refusal.map(closing).or_else(preflight) {
+        Some(response) => response,
+        None => with_content(request, client, in_flight.activity()).await,
+    };
+    if let Some(exchange) = &exchange {
+        exchange.dress(&mut response);
+    }
     if bare {
         if let Some(length) = response.body().size_hint().exact() {
             response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
@@ -57,10 +69,13 @@ pub(super) async fn answer(request: Request<Incoming>, client: &Client, in_fligh
         *response.body_mut() = Body::default();
     }
     response.body_mut().hold(in_flight, http2);
+    if let Some(exchange) = exchange {
+        exchange.log(&mut response);
+    }
     response
 }
 
-async fn with_content(mut request: Request<Incoming>, client: &Client, activity: &Activity) -> Response<Body> {
+async fn with_content(request: Request<Incoming>, client: &Client, activity: &Activity) -> Response<Body> {
     let Client { remote, io, shared, .. } = client;
     let Shared { endpoint, routes, .. } = shared;
     let remote = *remote;
@@ -70,9 +85,6 @@ async fn with_content(mut request: Request<Incoming>, client: &Client, activity:
             format!("request head of {remote} refused with 431: the limit is max_headers={limit}")
         });
         return closing(plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "431 Request Header Fields Too Large\n"));
-    }
-    if let Some(refusal) = unclear(&mut request) {
-        return closing(refusal);
     }
     if wire::handshake::is_upgrade(pairs(request.headers())) {
         // RFC 6455 section 4.1 has no content in it, and what would be it could as well be frames.
@@ -105,6 +117,7 @@ async fn with_content(mut request: Request<Incoming>, client: &Client, activity:
         }
     };
     match target {
+        Target::Health(max_tick_age) => health(endpoint, max_tick_age),
         Target::Program(route) => by_program(request, client, activity, route, params).await,
     }
 }
@@ -131,6 +144,7 @@ async fn by_program(
         }
     };
     let (responder, reply) = Responder::new(io);
+    let sender = client.sender(&parts.headers);
     let url = target(&parts.uri);
     let what = format_args!("{} {url}", parts.method).to_string();
     let trailed = content.trailed && parts.version != Version::HTTP_2;
@@ -140,7 +154,9 @@ async fn by_program(
         headers: parts.headers,
         body: content.body,
         form: content.form,
+        version: parts.version,
         remote,
+        sender,
         route,
         params,
         responder,

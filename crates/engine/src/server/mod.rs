@@ -7,15 +7,22 @@
 //! | `activity` | what a connection is doing meanwhile |
 //! | `http` | one request: routes, the program's answer |
 //! | `clear` | which requests are refused because they are ambiguous |
+//! | `around` | what is done around every answer, where the program has asked for it, by `cors`, `compress`, `access` |
+//! | `health` | the answer to a load balancer's question |
 //! | `content` | a request's body |
 //! | `coding`, `form` | what it may be: compressed, a form |
 //! | `upgrade` | the WebSocket handshake, after which the connection leaves hyper for [`crate::connection`] |
 
+pub mod access;
 pub(crate) mod activity;
+pub mod around;
 mod clear;
 mod coding;
+pub mod compress;
 mod content;
+pub mod cors;
 pub(crate) mod form;
+mod health;
 pub(crate) mod http;
 mod serve;
 mod upgrade;
@@ -24,6 +31,7 @@ use crate::endpoint::{Endpoint, Phase};
 use crate::router::Router;
 use crate::runtime::IoThread;
 use crate::task::guarded;
+use around::{Around, Current};
 use parking_lot::RwLock;
 use serve::serve;
 use std::io;
@@ -64,6 +72,8 @@ pub struct ListenError {
 pub enum Target {
     /// A handler of the program, by its number.
     Program(usize),
+    /// The state of the server, natively; stalled when the last tick is older than this.
+    Health(Option<Duration>),
 }
 
 /// The routes of a server.
@@ -76,6 +86,7 @@ pub struct Server {
     pub endpoint: Arc<Endpoint>,
     /// Guards the routes while they are replaced by a longer list; read for one lookup.
     routes: Arc<RwLock<Arc<Routes>>>,
+    around: Arc<Current>,
     /// The addresses it listens on for http and ws.
     pub addresses: Vec<SocketAddr>,
     /// The addresses it listens on for https and wss.
@@ -87,8 +98,9 @@ impl Server {
     ///
     /// # Errors
     /// When the name does not resolve or an address cannot be bound.
-    pub fn start(endpoint: Arc<Endpoint>, router: Routes, listen: Listen) -> Result<Self, ListenError> {
+    pub fn start(endpoint: Arc<Endpoint>, router: Routes, around: Around, listen: Listen) -> Result<Self, ListenError> {
         let routes = Arc::new(RwLock::new(Arc::new(router)));
+        let around = Arc::new(Current::new(around));
         let (listeners, addresses) = bind(&listen.host, listen.port)?;
         let mut all: Vec<_> = listeners.into_iter().map(|listener| (listener, None)).collect();
         let mut tls_addresses = Vec::new();
@@ -104,15 +116,21 @@ impl Server {
                 let _context = first.handle.enter();
                 TcpListener::from_std(listener).map_err(|error| ListenError { port: listen.port, error })?
             };
-            let shared = Shared { endpoint: Arc::clone(&endpoint), routes: Arc::clone(&routes), tls };
+            let (routes, around) = (Arc::clone(&routes), Arc::clone(&around));
+            let shared = Shared { endpoint: Arc::clone(&endpoint), routes, around, tls };
             guarded(first, &endpoint, accept(listener, shared));
         }
-        Ok(Self { endpoint, routes, addresses, tls_addresses })
+        Ok(Self { endpoint, routes, around, addresses, tls_addresses })
     }
 
     /// Replaces the routes; requests from now on see them.
     pub fn set_routes(&self, router: Routes) {
         *self.routes.write() = Arc::new(router);
+    }
+
+    /// Replaces what is done around answers; requests from now on see it.
+    pub fn set_around(&self, around: Around) {
+        self.around.set(around);
     }
 }
 
@@ -121,6 +139,7 @@ impl Server {
 struct Shared {
     endpoint: Arc<Endpoint>,
     routes: Arc<RwLock<Arc<Routes>>>,
+    around: Arc<Current>,
     tls: Option<TlsAcceptor>,
 }
 

@@ -65,6 +65,7 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
         let busy = closing(plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n"));
         return with(busy, header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
+    let sender = client.sender(request.headers());
     let mut subprotocol = choose(&settings.subprotocols, &offer.protocols).cloned();
     let mut extra = HeaderMap::new();
     let (deflate, extensions) = match &settings.compression {
@@ -82,7 +83,9 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
             headers: request.headers().clone(),
             body: Bytes::new(),
             form: None,
+            version: request.version(),
             remote: *remote,
+            sender,
             route: 0,
             params: Vec::new(),
             responder,
@@ -115,6 +118,7 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
         url: target(request.uri()),
         headers: packed(request.headers()),
         remote: Some(*remote),
+        sender: Some(sender),
         subprotocol: subprotocol.clone(),
         deflate,
     };
