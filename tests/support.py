@@ -400,7 +400,8 @@ class RawPeer:
         joined = b""
         while True:
             while b"\r\n" not in self.buffer:
-                self.buffer += self.read_exactly(len(self.buffer) + 1)
+                more = self.read_exactly(len(self.buffer) + 1)
+                self.buffer = more + self.buffer
             size, self.buffer = self.buffer.split(b"\r\n", 1)
             joined += self.read_exactly(int(size, 16))
             assert self.read_exactly(2) == b"\r\n"

@@ -500,8 +500,8 @@ class HvWebServer(_native.Server):
         Also what the native side answers, handshakes of WebSockets (101), and streams at their end; a client that left
         before the answer counts as 499. What is no HTTP is not among them: `refusals` counts it.
 
-        The records' attributes: client_address, method, url, http_version, status, size (bytes of content sent), started
-        (seconds since 1970), duration (seconds), and for "combined" referer and user_agent, else None. Control
+        The records' attributes: client_address, method, url, http_version, status, size (bytes of content sent),
+        started (seconds since 1970), duration (seconds), and for "combined" referer and user_agent, else None. Control
         characters, quotes and everything outside ASCII are escaped in line and attributes.
 
         :param format: the Common Log Format, or the Combined one, with referer and user agent.
@@ -518,7 +518,8 @@ class HvWebServer(_native.Server):
         """Adds a route for GET that tells, natively, whether the server is well: for load balancers and supervisors.
 
         It answers 200 and JSON: {"status": "ok", "tick_age": seconds since the last tick began, "connections": n,
-        "websockets": n}; or 503 with status "stalled" or "stopping". For a program that waits inside `tick()` the age is 0.
+        "websockets": n}; or 503 with status "stalled", or "stopping" on a connection that is still there. For a program
+        that waits inside `tick()` the age is 0.
 
         :param path: as for `route`.
         :param max_tick_age: seconds without a tick after which the program counts as stalled; None: never.

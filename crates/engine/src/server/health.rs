@@ -24,3 +24,21 @@ pub(super) fn health(endpoint: &Endpoint, max_tick_age: Option<Duration>) -> Res
     let response = with(plain(status, text), header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     with(response, header::CACHE_CONTROL, HeaderValue::from_static("no-store"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+
+    /// No test from outside meets it for sure: a server that stops takes no connections and ends those without a request.
+    #[test]
+    fn a_server_that_stops_says_so() {
+        let endpoint = Endpoint::new(Settings::default(), None).unwrap();
+        assert_eq!(health(&endpoint, None).status(), StatusCode::OK);
+        endpoint.stop(1001);
+        let response = health(&endpoint, None);
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let text = response.into_body().whole().unwrap();
+        assert!(text.starts_with(b"{\"status\":\"stopping\",\"tick_age\":0."), "{text:?}");
+    }
+}
