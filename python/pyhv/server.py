@@ -460,8 +460,8 @@ class HvWebServer(_native.Server):
         :param max_age: seconds for which a browser may keep the answer to a preflight.
 
         A handler that sets Access-Control-Allow-Origin itself has the last word. Called again it replaces what was
-        there. Raises ValueError for credentials with "*", and for what is no origin, method or header. Any thread, before
-        or after `start`.
+        there. Raises ValueError for credentials with "*", and for what is no origin, method or header. Any thread,
+        before or after `start`.
         """
         everybody = isinstance(origins, str) and origins == "*"
         self._allow_cors(
