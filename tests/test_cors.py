@@ -90,6 +90,13 @@ def test_preflights_need_no_tick_and_allow_what_there_is(site: RecordingServer) 
     assert site.refusals == {"allow_cors": 4}
 
 
+def test_a_preflight_is_a_request_as_others_are(site: RecordingServer) -> None:
+    site.allow_cors()
+    with RawClient(port_of(site), upgrade=False) as raw:
+        raw.send_bytes(b"OPTIONS /data HTTP/1.1\r\nOrigin: http://o\r\nAccess-Control-Request-Method: PUT\r\n\r\n")
+        assert raw.read_answer().status == 400
+
+
 def test_listed_methods_and_headers(site: RecordingServer) -> None:
     site.allow_cors(
         [PAGE], methods=["PUT", "PURGE"], headers=["X-Token", "content-type"], expose_headers=["X-Left", "ETag"]

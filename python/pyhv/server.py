@@ -487,7 +487,7 @@ class HvWebServer(_native.Server):
 
         :param min_size: smaller contents, in bytes, are left as they are.
         :param codings: those of "zstd", "br" and "gzip" to use; of several that a client likes as much, the first.
-        :param level: 1, fast, to 9, small; None: 3 of zstd, 4 of Brotli, 6 of gzip. For Brotli 9 stands for its level 6.
+        :param level: 1, fast, to 9, small; None: 3 of zstd, 4 of Brotli, 6 of gzip. For Brotli 9 is its level 6.
 
         Called again it replaces what was there. Raises ValueError for a setting out of range. Any thread, before or
         after `start`.

@@ -115,14 +115,15 @@ impl Compression {
         let level = coding.level(self.level);
         let mut body = std::mem::take(response.body_mut());
         if body.is_end_stream() {
-            // The answer to HEAD, without the content that GET would have: the same head, as far as it is known.
+            // The answer to HEAD, without the content that GET would have: the same head, but of unknown length.
+            body = Body::boxed(Unsized(None));
         } else {
             let made = Encoder::new(coding, level, size).and_then(|encoder| match body.whole() {
                 Some(bytes) if bytes.len() as u64 <= AT_ONCE => encoder.whole(&bytes).map(Body::from),
                 Some(bytes) => Ok(Body::boxed(Compressed::new(Body::from(bytes), encoder))),
                 None => Ok(Body::boxed(Compressed::new(std::mem::take(&mut body), encoder))),
             });
-            body = made.unwrap_or_else(|error| Body::boxed(Failed(Some(error))));
+            body = made.unwrap_or_else(|error| Body::boxed(Unsized(Some(error))));
         }
         *response.body_mut() = body;
         let headers = response.headers_mut();
@@ -402,10 +403,10 @@ impl hyper::body::Body for Compressed {
     }
 }
 
-/// A content that could not be begun: hyper breaks the connection off.
-struct Failed(Option<io::Error>);
+/// No content, of a length that nobody knows; with an error one that could not be begun, so that hyper breaks off.
+struct Unsized(Option<io::Error>);
 
-impl hyper::body::Body for Failed {
+impl hyper::body::Body for Unsized {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -463,6 +464,26 @@ mod tests {
         assert_eq!(chosen(&["gzip;q=0.5", "br;q=0.6"], &all), Some(Brotli));
         assert_eq!(chosen(&["gzip, br"], &[Gzip, Brotli]), Some(Gzip));
         assert_eq!(chosen(&["br"], &[Gzip]), None);
+    }
+
+    #[test]
+    fn the_answer_to_head_that_has_no_content_gets_the_head_of_get() {
+        let compression = Compression { min_size: 100, codings: vec![Coding::Gzip], level: None };
+        let request = Request::head("/").header("accept-encoding", "gzip").body(()).unwrap();
+        for (length, coded) in [(100, true), (99, false)] {
+            let mut response = Response::builder()
+                .header("content-type", "text/css")
+                .header("content-length", length)
+                .header("etag", "\"a\"")
+                .body(Body::default())
+                .unwrap();
+            compression.apply(&compression.negotiate(&request), &mut response);
+            let headers = response.headers();
+            assert_eq!(headers.contains_key("content-encoding"), coded);
+            assert_eq!(headers.contains_key("content-length"), !coded);
+            assert_eq!(headers["etag"], if coded { "W/\"a\"" } else { "\"a\"" });
+            assert_eq!(response.body().size_hint().exact().is_none(), coded);
+        }
     }
 
     #[test]

@@ -54,10 +54,9 @@ pub(super) async fn answer(mut request: Request<Incoming>, client: &Client, in_f
     // Before anything is answered on the strength of it.
     let refusal = unclear(&mut request);
     let exchange = Exchange::begin(&request, client);
-    let preflight = || exchange.as_ref().and_then(|exchange| exchange.preflight(&request, client));
-    let mut response = match refusal.map(closing).or_else(preflight) {
+    let mut response = match refusal.map(closing) {
         Some(response) => response,
-        None => with_content(request, client, in_flight.activity()).await,
+        None => with_content(request, client, exchange.as_deref(), in_flight.activity()).await,
     };
     if let Some(exchange) = &exchange {
         exchange.dress(&mut response);
@@ -75,7 +74,12 @@ pub(super) async fn answer(mut request: Request<Incoming>, client: &Client, in_f
     response
 }
 
-async fn with_content(request: Request<Incoming>, client: &Client, activity: &Activity) -> Response<Body> {
+async fn with_content(
+    request: Request<Incoming>,
+    client: &Client,
+    exchange: Option<&Exchange>,
+    activity: &Activity,
+) -> Response<Body> {
     let Client { remote, io, shared, .. } = client;
     let Shared { endpoint, routes, .. } = shared;
     let remote = *remote;
@@ -97,6 +101,9 @@ async fn with_content(request: Request<Incoming>, client: &Client, activity: &Ac
     if request.method() == Method::OPTIONS && request.uri().path() == "*" {
         let mut response = Response::new(Body::default());
         *response.status_mut() = StatusCode::NO_CONTENT;
+        return response;
+    }
+    if let Some(response) = exchange.and_then(|exchange| exchange.preflight(&request, client)) {
         return response;
     }
     let found = routes.read().find(request.method(), request.uri().path());
