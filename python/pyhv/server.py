@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -408,6 +410,57 @@ class HvWebServer(_native.Server):
         As `sse`, with `writer.write(chunk)` for any content: `writer.set_content_type(...)` inside the handler.
         """
         return self._streamed("stream", path, handler, None)
+
+    def static(
+        self,
+        prefix: str,
+        directory: str | os.PathLike[str],
+        *,
+        home_page: str | None = "index.html",
+        listing: bool = False,
+        error_page: str | None = None,
+        cache_control: str | None = None,
+        precompressed: bool = True,
+        hidden: bool = False,
+        follow_symlinks: bool = False,
+    ) -> None:
+        """Serves the files of a directory, natively: no handler runs and no tick is needed.
+
+        Answers GET and HEAD below `prefix` where no route does, with conditional requests, ranges and entity tags. The
+        longest prefix wins. Files may come, change and go at any time; nothing of them is kept in memory. Never served
+        are special files, and names that mean something else on Windows (with `\\` or `:`, `nul`, `com1`, a dot or
+        space at the end).
+
+        :param prefix: a path; "/" is a document root beside which routes win.
+        :param directory: its files are at `prefix/...`; a relative one is meant from the current directory of now.
+        :param home_page: the file that is sent for a directory; None for none.
+        :param listing: whether a directory without a home page is answered with a list of its files.
+        :param error_page: path inside `directory` of the page that is sent with 404; None: a line of text.
+        :param cache_control: value of the header Cache-Control of every file, "max-age=3600" say; None: browsers guess.
+        :param precompressed: whether `x.br`, `x.zst` or `x.gz` is sent for `x` to clients that take it, unless it is
+            older than `x`.
+        :param hidden: whether names that begin with a dot are served and listed.
+        :param follow_symlinks: whether symbolic links may lead out of `directory`; those inside it are always followed.
+
+        Raises FileNotFoundError or NotADirectoryError naming `directory`, FileNotFoundError naming the error page, and
+        ValueError for a prefix that is malformed or has files already. Any thread, before or after `start`.
+        """
+        root = os.path.abspath(directory)
+        if not stat.S_ISDIR(os.stat(root).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), root)
+        if error_page is not None:
+            os.stat(os.path.join(root, error_page))
+        self._add_static(
+            prefix,
+            root,
+            home_page=home_page,
+            listing=listing,
+            error_page=error_page,
+            cache_control=cache_control,
+            precompressed=precompressed,
+            hidden=hidden,
+            follow_symlinks=follow_symlinks,
+        )
 
     def _streamed(
         self, answer: str, path: str, handler: _W | None, keep_alive: float | None

@@ -1,5 +1,6 @@
 //! The content of an HTTP response: whole, streamed by the program, or made by a native service.
 
+use crate::files::Source;
 use crate::server::access::Access;
 use crate::server::activity::InFlight;
 use crate::stream::StreamBody;
@@ -19,6 +20,8 @@ enum Kind {
     Stream(StreamBody),
     /// Files, compression, whatever else makes a body.
     Boxed(UnsyncBoxBody<Bytes, BodyError>),
+    /// A file of the program's choice, which becomes one of the others before hyper has it.
+    File(Box<Source>),
 }
 
 /// A response's content. Whoever drops it has sent it, or has given up.
@@ -71,7 +74,18 @@ impl From<StreamBody> for Body {
     }
 }
 
+impl From<Source> for Body {
+    fn from(file: Source) -> Self {
+        Self { kind: Kind::File(Box::new(file)), in_flight: None, access: None }
+    }
+}
+
 impl Body {
+    /// The file that the program answers with, if it does.
+    pub(crate) fn as_file(&self) -> Option<&Source> {
+        if let Kind::File(file) = &self.kind { Some(file) } else { None }
+    }
+
     /// Any body whose chunks are bytes.
     pub fn boxed<B>(body: B) -> Self
     where
@@ -125,6 +139,7 @@ impl hyper::body::Body for Body {
             }
             Kind::Stream(stream) => stream.poll(cx).map(|chunk| chunk.map(|c| c.map(Frame::data))),
             Kind::Boxed(body) => Pin::new(body).poll_frame(cx),
+            Kind::File(_) => Poll::Ready(Some(Err("a file was not opened for sending".into()))),
         };
         if let (Some(access), Poll::Ready(Some(Ok(frame)))) = (access, &frame) {
             access.sent(frame.data_ref().map_or(0, Bytes::len));
@@ -135,7 +150,7 @@ impl hyper::body::Body for Body {
     fn is_end_stream(&self) -> bool {
         match &self.kind {
             Kind::Whole(bytes) => bytes.as_ref().is_none_or(Bytes::is_empty),
-            Kind::Stream(_) => false,
+            Kind::Stream(_) | Kind::File(_) => false,
             Kind::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -143,7 +158,7 @@ impl hyper::body::Body for Body {
     fn size_hint(&self) -> SizeHint {
         match &self.kind {
             Kind::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Kind::Stream(_) => SizeHint::default(),
+            Kind::Stream(_) | Kind::File(_) => SizeHint::default(),
             Kind::Boxed(body) => body.size_hint(),
         }
     }

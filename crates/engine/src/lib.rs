@@ -13,6 +13,7 @@
 //! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`upload`]: forms; [`body`], [`stream`]: what is
 //!   answered;
 //! * [`client`]: connecting; [`http_client`]: the HTTP client, and streams of server-sent events;
+//! * [`files`]: files as answers, and trees of them;
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`proxy`]: who asks when a reverse proxy stands in between; [`settings`]: every limit and timeout with its default.
 
@@ -21,6 +22,7 @@ pub mod client;
 pub mod connection;
 pub mod down;
 pub mod endpoint;
+pub mod files;
 pub mod http_client;
 pub mod inbox;
 mod outbuf;

@@ -16,11 +16,13 @@ use std::sync::Arc;
 pub struct Router<T> {
     tree: matchit::Router<usize>,
     paths: Vec<PathEntry<T>>,
+    /// What answers for everything below a path that no route is for: its decoded segments; the deepest first.
+    mounts: Vec<(Vec<String>, T)>,
 }
 
 impl<T> Default for Router<T> {
     fn default() -> Self {
-        Self { tree: matchit::Router::new(), paths: Vec::new() }
+        Self { tree: matchit::Router::new(), paths: Vec::new(), mounts: Vec::new() }
     }
 }
 
@@ -180,9 +182,65 @@ impl<T: Clone> Router<T> {
         Ok(())
     }
 
-    /// Looks up a request. `path`: the raw path, still encoded.
+    /// Adds what answers for a path and everything below it, where no route does.
+    /// `target`: is told how many segments the prefix has.
+    ///
+    /// # Errors
+    /// A prefix that is no literal path, or one that is there already.
+    pub fn mount(&mut self, prefix: &str, target: impl FnOnce(usize) -> T) -> Result<(), RouteError> {
+        let bad = |why: &str| RouteError::Pattern(format!("prefix {prefix:?}: {why}"));
+        let Some(rest) = prefix.strip_prefix('/') else { return Err(bad("a prefix begins with '/'")) };
+        if rest.contains(['?', '#']) {
+            return Err(bad("a prefix is a path, without '?' and '#'"));
+        }
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let mut segments = Vec::new();
+        for segment in rest.split('/').filter(|_| !rest.is_empty()) {
+            if segment.is_empty() {
+                return Err(bad("a segment is empty"));
+            }
+            if segment.starts_with([':', '*']) {
+                return Err(bad("a prefix has no parameters"));
+            }
+            segments.push(canonical(segment).ok_or_else(|| bad("the percent-encoding is not UTF-8"))?.into_owned());
+        }
+        if self.mounts.iter().any(|(other, _)| *other == segments) {
+            return Err(RouteError::Duplicate(format!("there are files at {prefix:?} already")));
+        }
+        let depth = segments.len();
+        let at = self.mounts.partition_point(|(other, _)| other.len() >= depth);
+        self.mounts.insert(at, (segments, target(depth)));
+        Ok(())
+    }
+
+    /// The mount that a raw path is below.
+    fn mounted(&self, path: &str) -> Option<Found<T>> {
+        if self.mounts.is_empty() {
+            return None;
+        }
+        let path = path.strip_prefix('/')?;
+        let below = |prefix: &[String]| {
+            let mut segments = path.split('/');
+            prefix.iter().all(|wanted| segments.next().and_then(canonical).is_some_and(|s| s == *wanted))
+        };
+        let (_, target) = self.mounts.iter().find(|(prefix, _)| below(prefix))?;
+        Some(Found::Route { target: target.clone(), params: Vec::new() })
+    }
+
+    /// Looks up a request. `path`: the raw path, still encoded. A mount answers where no route has the path, and to GET
+    /// and HEAD where none has the method.
     #[must_use]
     pub fn find(&self, method: &Method, path: &str) -> Found<T> {
+        match self.routed(method, path) {
+            Found::NotFound => self.mounted(path).unwrap_or(Found::NotFound),
+            Found::MethodNotAllowed(allow) if *method == Method::GET || *method == Method::HEAD => {
+                self.mounted(path).unwrap_or(Found::MethodNotAllowed(allow))
+            }
+            found => found,
+        }
+    }
+
+    fn routed(&self, method: &Method, path: &str) -> Found<T> {
         let Some(path) = canonical_path(path) else { return Found::NotFound };
         let Ok(found) = self.tree.at(&path) else { return Found::NotFound };
         let methods = &self.paths[*found.value].methods;
@@ -259,6 +317,47 @@ mod tests {
         assert_eq!(r.find(&Method::PUT, "/x/1"), Found::MethodNotAllowed("GET, HEAD, OPTIONS, POST".into()));
         assert_eq!(find(&r, "PROPFIND", "/any"), Some((2, vec![])));
         assert_eq!(r.find(&Method::GET, "/y"), Found::NotFound);
+    }
+
+    #[test]
+    fn mounts_answer_where_no_route_does() {
+        let mut r = router(&[("GET", "/static/made"), ("POST", "/"), ("GET", "/users/:id")]);
+        assert_eq!(find(&r, "GET", "/other"), None);
+        r.mount("/", |depth| 100 + depth).unwrap();
+        r.mount("/static/deep/", |depth| 200 + depth).unwrap();
+        r.mount("/st%61tic", |depth| 300 + depth).unwrap();
+        for (method, path, expected) in [
+            ("GET", "/", Some(100)),
+            ("POST", "/", Some(1)),
+            ("PUT", "/", None),
+            ("GET", "/users/7", Some(2)),
+            ("GET", "/users/7/", Some(100)),
+            ("POST", "/users/7", None),
+            ("GET", "/static", Some(301)),
+            ("GET", "/static/", Some(301)),
+            ("GET", "/st%61tic/x", Some(301)),
+            ("GET", "/static/made", Some(0)),
+            ("GET", "/statics", Some(100)),
+            ("GET", "/static%2Fdeep/x", Some(100)),
+            ("GET", "/static/deep/x/%ff", Some(202)),
+            ("GET", "/static/deeper", Some(301)),
+            ("GET", "/%ff", Some(100)),
+            ("PUT", "/elsewhere", Some(100)),
+        ] {
+            assert_eq!(find(&r, method, path).map(|(target, _)| target), expected, "{method} {path}");
+        }
+        for (prefix, part) in [
+            ("static", "begins with '/'"),
+            ("/static/", "already"),
+            ("/static", "already"),
+            ("/a//b", "segment is empty"),
+            ("/a/:b", "no parameters"),
+            ("/a?b", "without '?'"),
+            ("/%ff", "not UTF-8"),
+        ] {
+            let error = r.mount(prefix, |depth| depth).unwrap_err().to_string();
+            assert!(error.contains(part), "{prefix}: {error}");
+        }
     }
 
     #[test]

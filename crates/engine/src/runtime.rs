@@ -9,6 +9,7 @@ use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use tokio::sync::Semaphore;
 
 /// The running runtime; `None` before the first endpoint and, in a child, after `fork`. Locked only to look it up.
 static RUNTIME: Mutex<Option<Arc<Runtime>>> = Mutex::new(None);
@@ -17,8 +18,10 @@ static IO_THREADS: AtomicUsize = AtomicUsize::new(1);
 /// Counts up in the child of every `fork`: what was made before belongs to the parent.
 static FORKS: AtomicU32 = AtomicU32::new(0);
 
-/// Most threads beside an I/O thread for what would block it, files and names; they end after some idle seconds.
-const FILE_THREADS: usize = 16;
+/// Reads of files at a time, for each I/O thread: more make no disk faster. A disk that hangs keeps so many threads.
+const FILE_READS: usize = 8;
+/// Threads for what blocks, for each I/O thread: reads of files, and the system's resolver, which has the rest.
+const BLOCKING_THREADS: usize = 32;
 
 /// One I/O thread, as other threads see it.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct IoThread {
     pub handle: tokio::runtime::Handle,
     /// The queue going down to it.
     pub down: DownQueue,
+    /// A permit for each read of a file.
+    pub(crate) file_reads: Arc<Semaphore>,
     /// Everybody to tell of a panic that belongs to no connection.
     endpoints: Mutex<Vec<Weak<Endpoint>>>,
 }
@@ -83,15 +88,17 @@ impl Runtime {
 }
 
 fn start_thread(index: usize) -> io::Result<Arc<IoThread>> {
+    // The I/O thread starts the blocking ones, so signals are blocked there too.
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(FILE_THREADS)
-        .thread_name("pyhv-file")
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name(format!("pyhv-block-{index}"))
         .build()?;
     let io = Arc::new(IoThread {
         index,
         handle: tokio.handle().clone(),
         down: DownQueue::default(),
+        file_reads: Arc::new(Semaphore::new(FILE_READS)),
         endpoints: Mutex::new(Vec::new()),
     });
     let pump = DownQueue::pump(Arc::clone(&io));

@@ -2,14 +2,18 @@
 
 use crate::convert;
 use crate::request::{header, headers_of};
+use crate::server::reason;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use parking_lot::{Mutex, MutexGuard};
+use pyhv_engine::files::{self, Source};
 use pyhv_engine::request::{self as engine, Responder};
-use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
+use pyo3::exceptions::{PyIsADirectoryError, PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyInt, PyList, PyString, PyTuple};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -69,12 +73,14 @@ struct State {
     status: u16,
     headers: HeaderMap,
     body: Bytes,
+    /// Instead of `body`.
+    file: Option<Source>,
     sending: Sending,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { status: 200, headers: HeaderMap::new(), body: Bytes::new(), sending: Sending::default() }
+        Self { status: 200, headers: HeaderMap::new(), body: Bytes::new(), file: None, sending: Sending::default() }
     }
 }
 
@@ -111,6 +117,8 @@ impl HttpResponse {
         let mut state = self.open()?;
         state.status = status;
         state.body = body;
+        // A file that was to be sent instead is closed.
+        state.file = None;
         if let Some(content_type) = content_type {
             state.headers.insert(header::CONTENT_TYPE, content_type);
         }
@@ -181,7 +189,9 @@ fn send(state: &mut State) {
     let Sending::Deferred(responder) = std::mem::take(&mut state.sending) else { return };
     let status = http::StatusCode::from_u16(state.status).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
     let headers = std::mem::take(&mut state.headers);
-    responder.respond(engine::HttpResponse { status, headers, body: std::mem::take(&mut state.body).into() });
+    let body = std::mem::take(&mut state.body);
+    let body = state.file.take().map_or_else(|| body.into(), Into::into);
+    responder.respond(engine::HttpResponse { status, headers, body });
     state.sending = Sending::Done;
 }
 
@@ -217,7 +227,7 @@ impl HttpResponse {
         Ok(())
     }
 
-    /// The body to be sent.
+    /// The body to be sent; empty for a file.
     #[getter]
     fn body<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         let body = self.state.lock().body.clone();
@@ -256,6 +266,55 @@ impl HttpResponse {
     fn data(&self, py: Python<'_>, data: &Bound<'_, PyAny>, content_type: &str, status: i64) -> PyResult<Py<PyAny>> {
         let (_, content_type) = header("Content-Type", content_type)?;
         self.fill(py, convert::bytes_like(data)?, Some(content_type), final_status(status)?)
+    }
+
+    /// Answers with a file, which the native side reads and sends, with its Content-Type, entity tag and date;
+    /// conditional requests and ranges are answered as for `static`, if the status is 200.
+    ///
+    /// path: any file, not only those below some directory: a path made from a request is the program's to check.
+    /// content_type: None tells it from the name. filename: has the browser save the file under this name
+    /// (Content-Disposition: attachment), and tells the type before the path does.
+    ///
+    /// The file is opened here: what is sent is what was there at the call, also when it is renamed or removed before it
+    /// has been sent. Raises FileNotFoundError, IsADirectoryError, PermissionError or another OSError with the path,
+    /// ValueError for what is no regular file and for a filename with control characters or slashes. Waits for the disk
+    /// to open the file, never to read it.
+    #[pyo3(signature = (path, *, content_type=None, filename=None, status=200))]
+    fn file(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        content_type: Option<&str>,
+        filename: Option<&str>,
+        status: i64,
+    ) -> PyResult<Py<PyAny>> {
+        let status = final_status(status)?;
+        let member = status_object(py, status)?;
+        let content_type = content_type.map(|value| header("Content-Type", value)).transpose()?;
+        let disposition = filename.map(|name| {
+            files::attachment(name).ok_or_else(|| {
+                PyValueError::new_err(format!("filename={name:?} is empty or has control characters or slashes"))
+            })
+        });
+        let disposition = disposition.transpose()?;
+        let source = py.detach(|| Source::open(&path)).map_err(|error| file_error(&path, &error))?;
+        let content_type = match (content_type, filename) {
+            (Some((_, value)), _) => value,
+            (None, Some(name)) => files::content_type(name.as_ref()),
+            (None, None) => source.content_type().clone(),
+        };
+        let mut state = self.open()?;
+        state.status = status;
+        state.headers.insert(header::CONTENT_TYPE, content_type);
+        if let Some(disposition) = disposition {
+            state.headers.insert(header::CONTENT_DISPOSITION, disposition);
+        }
+        state.body = Bytes::new();
+        state.file = Some(source);
+        if matches!(state.sending, Sending::Deferred(_)) {
+            send(&mut state);
+        }
+        Ok(member.unbind())
     }
 
     /// Sends the client to `url`. Raises ValueError for a status that is no redirection (3xx).
@@ -378,7 +437,11 @@ impl HttpResponse {
             Sending::Deferred(_) => ", deferred",
             Sending::Done => ", sent",
         };
-        format!("<HttpResponse {}, {} bytes{sending}>", state.status, state.body.len())
+        let size = match &state.file {
+            Some(_) => "a file".to_owned(),
+            None => format!("{} bytes", state.body.len()),
+        };
+        format!("<HttpResponse {}, {size}{sending}>", state.status)
     }
 }
 
@@ -388,6 +451,18 @@ impl Drop for HttpResponse {
         if let Sending::Deferred(responder) = std::mem::take(&mut self.state.get_mut().sending) {
             responder.respond(internal_error());
         }
+    }
+}
+
+/// Why a file cannot be sent.
+fn file_error(path: &Path, error: &io::Error) -> PyErr {
+    match (error.raw_os_error(), error.kind()) {
+        // OSError makes the subclass of the number.
+        (Some(errno), _) => PyOSError::new_err((errno, reason(error), path.to_path_buf())),
+        (None, io::ErrorKind::IsADirectory) => {
+            PyIsADirectoryError::new_err(format!("{} is a directory, not a file", path.display()))
+        }
+        _ => PyValueError::new_err(format!("path={}: not a regular file", path.display())),
     }
 }
 

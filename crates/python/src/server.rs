@@ -3,13 +3,14 @@
 use crate::around;
 use crate::channel::WebSocketChannel;
 use crate::convert;
-use crate::request::HttpRequest;
+use crate::request::{HttpRequest, header};
 use crate::response::HttpResponse;
 use crate::ticker::{self, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault};
 use crate::writer::StreamWriter;
 use parking_lot::{Condvar, Mutex};
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
+use pyhv_engine::files::{Files, Options};
 use pyhv_engine::inbox::Event;
 use pyhv_engine::request::HttpRequest as RawRequest;
 use pyhv_engine::server::around::Around;
@@ -395,6 +396,38 @@ impl Server {
         router.add(Some("GET"), path, target).map_err(|error| PyValueError::new_err(error.to_string()))?;
         if let Some(server) = self.running() {
             server.set_routes(router.clone());
+        }
+        Ok(())
+    }
+
+    /// Adds a tree of files. directory: absolute, and there.
+    #[expect(clippy::too_many_arguments, reason = "the settings of `HvWebServer.static`")]
+    #[pyo3(signature = (
+        prefix, directory, *, home_page, listing, error_page, cache_control, precompressed, hidden, follow_symlinks
+    ))]
+    fn _add_static(
+        &self,
+        prefix: &str,
+        directory: PathBuf,
+        home_page: Option<String>,
+        listing: bool,
+        error_page: Option<String>,
+        cache_control: Option<&str>,
+        precompressed: bool,
+        hidden: bool,
+        follow_symlinks: bool,
+    ) -> PyResult<()> {
+        let cache_control = cache_control.map(|value| header("Cache-Control", value)).transpose()?;
+        let cache_control = cache_control.map(|(_, value)| value);
+        let options = Options { home_page, listing, error_page, cache_control, precompressed, hidden, follow_symlinks };
+        let files = Files::new(directory, options).map_err(PyValueError::new_err)?;
+        let mut router = self.router.lock();
+        router
+            .mount(prefix, |depth| Target::Files(Arc::new(files), depth))
+            .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let router = router.clone();
+        if let Some(server) = self.running() {
+            server.set_routes(router);
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use super::{Shared, Target};
 use crate::body::Body;
 use crate::down::deliver;
 use crate::endpoint::{Endpoint, Seat};
+use crate::files::{self, Asked};
 use crate::inbox::Event;
 use crate::request::{HttpRequest, HttpResponse, Responder};
 use crate::router::Found;
@@ -23,14 +24,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-pub(super) fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
+pub(crate) fn plain(status: StatusCode, text: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(text.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
-pub(super) fn with(mut response: Response<Body>, name: HeaderName, value: HeaderValue) -> Response<Body> {
+pub(crate) fn with(mut response: Response<Body>, name: HeaderName, value: HeaderValue) -> Response<Body> {
     response.headers_mut().insert(name, value);
     response
 }
@@ -126,6 +127,7 @@ async fn with_content(
     match target {
         Target::Health(max_tick_age) => health(endpoint, max_tick_age),
         Target::Program(route) => by_program(request, client, activity, route, params).await,
+        Target::Files(files, depth) => files::answer(files, depth, request, endpoint, io).await,
     }
 }
 
@@ -150,6 +152,7 @@ async fn by_program(
             return closing(refused(unread, &what, io, endpoint));
         }
     };
+    let asked = Asked::of(&parts.method, &parts.headers);
     let (responder, reply) = Responder::new(io);
     let sender = client.sender(&parts.headers);
     let url = target(&parts.uri);
@@ -168,15 +171,17 @@ async fn by_program(
         params,
         responder,
     };
-    let asked = async {
+    let answer = async {
         // While the program does not tick, requests wait here, where a reset or a close takes them away.
         endpoint.inbox.has_room().await;
         deliver(io, endpoint, Event::Request(Box::new(request)));
         reply.await
     };
-    match tokio::time::timeout(settings.handler_timeout, asked).await {
-        Ok(answer) if trailed => closing(answered(answer, endpoint)),
-        Ok(answer) => answered(answer, endpoint),
+    match tokio::time::timeout(settings.handler_timeout, answer).await {
+        Ok(answer) => {
+            let response = files::opened(answered(answer, endpoint), &asked, endpoint, io).await;
+            if trailed { closing(response) } else { response }
+        }
         Err(_) => {
             endpoint.complain(io, "handler_timeout", || {
                 let limit = settings.handler_timeout.as_secs_f64();

@@ -28,6 +28,7 @@ mod serve;
 mod upgrade;
 
 use crate::endpoint::{Endpoint, Phase};
+use crate::files::Files;
 use crate::router::Router;
 use crate::runtime::IoThread;
 use crate::task::guarded;
@@ -74,6 +75,8 @@ pub enum Target {
     Program(usize),
     /// The state of the server, natively; stalled when the last tick is older than this.
     Health(Option<Duration>),
+    /// The files of a tree, without a tick; mounted at a prefix of so many segments.
+    Files(Arc<Files>, usize),
 }
 
 /// The routes of a server.
