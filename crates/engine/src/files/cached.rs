@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags,
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -30,9 +30,9 @@ fn device(major: u32, minor: u32) -> u64 {
 }
 
 impl Local {
-    /// Learns it. Blocks.
+    /// Learns it, anew each time: the root may be another now. Blocks.
     pub(super) fn learn(&self, root: &Path) {
-        if self.0.load(Ordering::Relaxed) != 0 || UNKNOWN.load(Ordering::Relaxed) {
+        if UNKNOWN.load(Ordering::Relaxed) {
             return;
         }
         let look = || -> Result<u64, Errno> {
@@ -49,10 +49,17 @@ impl Local {
 }
 
 const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_MAGICLINKS);
+/// Without a link there is no way out of the root, since no path here has a `..`: one walk from `/` does.
+const STRAIGHT: ResolveFlags = ResolveFlags::CACHED.union(ResolveFlags::NO_SYMLINKS);
+/// With links: by the root's descriptor.
+const BENEATH: ResolveFlags =
+    ResolveFlags::CACHED.union(ResolveFlags::BENEATH).union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
 
 #[derive(Debug)]
-pub(super) struct Cached(OwnedFd);
+pub(super) struct Cached<'a> {
+    root: &'a Path,
+    device: u64,
+}
 
 fn would_block() -> io::Error {
     io::ErrorKind::WouldBlock.into()
@@ -70,32 +77,34 @@ fn failed(error: Errno) -> io::Error {
     }
 }
 
-impl Cached {
-    pub(super) fn new(root: &Path, local: &Local) -> io::Result<Self> {
-        let known = local.0.load(Ordering::Relaxed);
-        if known == 0 || UNKNOWN.load(Ordering::Relaxed) {
+impl<'a> Cached<'a> {
+    pub(super) fn new(root: &'a Path, local: &Local) -> io::Result<Self> {
+        let device = local.0.load(Ordering::Relaxed);
+        if device == 0 || UNKNOWN.load(Ordering::Relaxed) {
             return Err(would_block());
         }
-        let flags = PATH | OFlags::DIRECTORY;
-        let root = openat2(CWD, root, flags, Mode::empty(), ResolveFlags::CACHED).map_err(failed)?;
-        let found = statx(&root, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
-        if device(found.stx_dev_major, found.stx_dev_minor) != known {
-            // Another file system was mounted or linked there.
-            local.0.store(0, Ordering::Relaxed);
-            return Err(would_block());
-        }
-        Ok(Self(root))
+        Ok(Self { root, device })
     }
 
     fn open(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let resolve = BENEATH | ResolveFlags::CACHED | ResolveFlags::NO_XDEV;
-        openat2(&self.0, path, flags, Mode::empty(), resolve).map_err(failed)
+        let open = |at: BorrowedFd<'_>, path: &Path, flags, how| openat2(at, path, flags, Mode::empty(), how);
+        match open(CWD, &self.root.join(path), flags, STRAIGHT) {
+            Err(Errno::LOOP) => {
+                let root = open(CWD, self.root, PATH | OFlags::DIRECTORY, ResolveFlags::CACHED).map_err(failed)?;
+                let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+                open(root.as_fd(), path, flags, BENEATH).map_err(failed)
+            }
+            done => done.map_err(failed),
+        }
     }
 
     pub(super) fn kind(&self, path: &Path) -> io::Result<Kind> {
         let found = self.open(path, PATH)?;
         let found = statx(found, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE)?;
+        if device(found.stx_dev_major, found.stx_dev_minor) != self.device {
+            // Another file system was mounted there.
+            return Err(would_block());
+        }
         Ok(match FileType::from_raw_mode(found.stx_mode.into()) {
             FileType::RegularFile => Kind::File,
             FileType::Directory => Kind::Directory,
@@ -106,14 +115,14 @@ impl Cached {
     pub(super) fn file(&self, path: &Path) -> io::Result<File> {
         Ok(self.open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC)?.into())
     }
+}
 
-    /// Fills `buf` from memory, or not at all.
-    pub(super) fn read(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
-        let wanted = buf.len();
-        match preadv2(file.as_fd(), &mut [IoSliceMut::new(buf)], at, ReadWriteFlags::NOWAIT) {
-            Ok(n) if n == wanted => Ok(n),
-            // A part of it is not in memory, or the file has become shorter, or the file system cannot tell.
-            _ => Err(would_block()),
-        }
+/// Fills `buf` from memory, or not at all.
+pub(super) fn read(file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
+    let wanted = buf.len();
+    match preadv2(file.as_fd(), &mut [IoSliceMut::new(buf)], at, ReadWriteFlags::NOWAIT) {
+        Ok(n) if n == wanted => Ok(n),
+        // A part of it is not in memory, or the file has become shorter, or the file system cannot tell.
+        _ => Err(would_block()),
     }
 }

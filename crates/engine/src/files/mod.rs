@@ -144,7 +144,6 @@ impl Look {
     }
 
     fn take(&self, tree: &Tree<'_>) -> io::Result<Response<Body>> {
-        let options = &self.files.options;
         match self.found(tree) {
             Err(error) if is_missing(&error) => {}
             Ok(None) => {}
@@ -152,10 +151,15 @@ impl Look {
             Err(error) => return Err(error),
         }
         let Some(page) = &self.files.error_page else { return Ok(not_found()) };
-        match self.file(tree, page, StatusCode::NOT_FOUND, options.precompressed) {
+        match self.file_if_any(tree, page, StatusCode::NOT_FOUND) {
             Err(error) if is_missing(&error) => Ok(not_found()),
             done => Ok(done?.unwrap_or_else(not_found)),
         }
+    }
+
+    /// A file, if there is one.
+    fn file_if_any(&self, tree: &Tree<'_>, path: &Path, status: StatusCode) -> io::Result<Option<Response<Body>>> {
+        if tree.kind(path)? == Kind::File { self.file(tree, path, status) } else { Ok(None) }
     }
 
     /// The answer, if there is something to be served.
@@ -164,7 +168,7 @@ impl Look {
         let url = self.uri.path();
         let Some(wanted) = path::wanted(url, self.depth, options.hidden) else { return Ok(None) };
         match tree.kind(&wanted.path)? {
-            Kind::File if !wanted.slash => self.file(tree, &wanted.path, StatusCode::OK, options.precompressed),
+            Kind::File if !wanted.slash => self.file(tree, &wanted.path, StatusCode::OK),
             Kind::Directory if !wanted.slash => {
                 let query = self.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
                 let Ok(location) = HeaderValue::from_str(&format!("{url}/{query}")) else { return Ok(None) };
@@ -173,7 +177,7 @@ impl Look {
             }
             Kind::Directory => {
                 if let Some(name) = &options.home_page {
-                    match self.file(tree, &wanted.path.join(name), StatusCode::OK, options.precompressed) {
+                    match self.file_if_any(tree, &wanted.path.join(name), StatusCode::OK) {
                         Err(error) if is_missing(&error) => {}
                         Ok(None) => {}
                         done => return done,
@@ -192,20 +196,14 @@ impl Look {
         }
     }
 
-    /// A file, or the smaller copy of it that the client prefers; `None` when there is none.
-    fn file(
-        &self,
-        tree: &Tree<'_>,
-        path: &Path,
-        status: StatusCode,
-        precompressed: bool,
-    ) -> io::Result<Option<Response<Body>>> {
-        let Some(mut source) = open(tree, path)? else { return Ok(None) };
+    /// What was found to be a file, or the smaller copy of it that the client prefers; `None` when it is none any more.
+    fn file(&self, tree: &Tree<'_>, path: &Path, status: StatusCode) -> io::Result<Option<Response<Body>>> {
+        let Some(mut source) = Source::new(tree.file(path)?, path)? else { return Ok(None) };
         let mut headers = HeaderMap::new();
         if let (Some(value), StatusCode::OK) = (&self.files.options.cache_control, status) {
             headers.insert(header::CACHE_CONTROL, value.clone());
         }
-        if precompressed && send::compresses(&source.content_type) {
+        if self.files.options.precompressed && send::compresses(&source.content_type) {
             headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
             for (encoding, ending) in accepted(&self.asked.headers) {
                 let mut copy = path.as_os_str().to_owned();
@@ -299,7 +297,7 @@ pub(crate) async fn opened(
     let Some(source) = response.body().as_file() else { return response };
     let (source, status, headers) = (source.clone(), response.status(), response.headers().clone());
     #[cfg(target_os = "linux")]
-    if let Ok(response) = send::respond(&source, cached::Cached::read, asked, status, headers.clone(), io) {
+    if let Ok(response) = send::respond(&source, cached::read, asked, status, headers.clone(), io) {
         return response;
     }
     let (asked, thread) = (asked.clone(), Arc::clone(io));

@@ -45,7 +45,7 @@ pub(super) enum Tree<'a> {
     Confined(Dir, &'a Path),
     Anywhere(&'a Path),
     #[cfg(target_os = "linux")]
-    Cached(Cached),
+    Cached(Cached<'a>),
 }
 
 /// cap-std has no empty path.
@@ -166,7 +166,7 @@ impl<'a> Tree<'a> {
     pub(super) fn read(&self, file: &File, buf: &mut [u8], at: u64) -> io::Result<usize> {
         match self {
             #[cfg(target_os = "linux")]
-            Self::Cached(_) => Cached::read(file, buf, at),
+            Self::Cached(_) => super::cached::read(file, buf, at),
             _ => read_at(file, buf, at),
         }
     }
