@@ -398,9 +398,13 @@ def test_no_path_yields_a_byte_from_outside(tmp_path: Path, server: RecordingSer
     server.static("/sub/a", root / "sub", listing=True)
     inside = {path.read_bytes() for path in root.rglob("*") if path.is_file() and SECRET not in path.read_bytes()}
     shown = set(os.listdir(tmp_path)) - {"root"}
+    assert get(server, "/hello.txt").status == get(server, "/sub/a/deep.txt").status == 200  # later ones from memory
 
     @given(st.lists(SEGMENTS, max_size=7), st.booleans())
     @example(["out", "secret.txt"], False)
+    @example(["out.txt"], False)
+    @example(["out-absolute.txt"], False)
+    @example(["out"], True)
     @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     def check(segments: list[str], slash: bool) -> None:
         target = "/" + "/".join(segments) + ("/" if slash else "")
