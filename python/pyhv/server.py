@@ -171,7 +171,8 @@ class HvWebServer(_native.Server):
         :param max_body_size: a larger request body, or one that decodes to more, is answered with 413. Of a
             `multipart/form-data` body this is what may be in memory: more text is answered with 413, more files go to
             temporary ones.
-        :param max_form_parts: a form with more fields and files is answered with 413.
+        :param max_form_parts: a multipart form with more fields and files is answered with 413; `form()` of an urlencoded
+            one with more fields raises BadRequest.
         :param max_form_field_size: the same for a larger text field of a `multipart/form-data` body.
         :param max_upload_size: the same for a larger `multipart/form-data` body, files and all.
         :param upload_threshold: a larger file of such a body goes to a temporary file as it arrives; others stay in

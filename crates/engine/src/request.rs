@@ -25,6 +25,8 @@ pub struct HttpRequest {
     pub body: Bytes,
     /// What a multipart form held.
     pub form: Option<Form>,
+    /// Most fields that a form may have.
+    pub max_form_parts: usize,
     /// The version of HTTP.
     pub version: Version,
     /// The peer.

@@ -163,15 +163,21 @@ impl HttpRequest {
 
     /// The text fields of a form, `multipart/form-data` or `application/x-www-form-urlencoded`, as `FormData`.
     ///
-    /// Text is UTF-8; bytes that are none become U+FFFD. Raises BadRequest (a ValueError) for a body of another type: a
-    /// handler that lets it go answers with 400.
+    /// Text is UTF-8; bytes that are none become U+FFFD. Raises BadRequest (a ValueError) for a body of another type, or one
+    /// of more than `max_form_parts` fields: a handler that lets it go answers with 400.
     fn form(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let parse = || {
             if let Some(form) = &self.inner.form {
                 return form_object(py, form.fields.clone());
             }
             if upload::is_urlencoded(&self.inner.headers) {
-                return form_object(py, upload::urlencoded(&self.inner.body).collect());
+                let limit = self.inner.max_form_parts;
+                let pairs: Vec<_> = upload::urlencoded(&self.inner.body).take(limit.saturating_add(1)).collect();
+                if pairs.len() > limit {
+                    let text = format!("the form has more fields than max_form_parts={limit}");
+                    return Err(bad_request(py, &text, None));
+                }
+                return form_object(py, pairs);
             }
             let sent = self.header("content-type").map(|value| convert::latin1(value.as_bytes()));
             let sent = sent.map_or_else(|| "it has no Content-Type".to_owned(), |s| format!("its Content-Type is {s}"));

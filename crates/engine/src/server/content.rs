@@ -122,7 +122,6 @@ pub(super) async fn read(body: Incoming, headers: &HeaderMap, endpoint: &Arc<End
     let pace = Pace::new(settings, &trailed);
     if coding.is_none() && boundary.is_none() {
         let body = whole(body, pace, limit).await?;
-        form::check(headers, &body, settings)?;
         return Ok(Content { body, form: None, trailed: trailed.load(Ordering::Relaxed) });
     }
     let mut pieces = pieces(body, pace);
@@ -140,7 +139,6 @@ pub(super) async fn read(body: Incoming, headers: &HeaderMap, endpoint: &Arc<End
         body.extend_from_slice(&piece?);
     }
     let body = body.freeze();
-    form::check(headers, &body, settings)?;
     Ok(Content { body, form: None, trailed: trailed.load(Ordering::Relaxed) })
 }
 

@@ -1,5 +1,6 @@
-//! Forms in requests: `multipart/form-data` (RFC 7578) is taken apart as it arrives, by multer; of
-//! `application/x-www-form-urlencoded` the pairs are counted.
+//! Forms in requests: `multipart/form-data` (RFC 7578) is taken apart as it arrives, by multer. A body of
+//! `application/x-www-form-urlencoded` is one like any other until the program asks for its fields: curl calls all that it
+//! sends so.
 //!
 //! What a part is called is read here: multer does not know `filename*` (RFC 8187) nor what browsers write for a quotation
 //! mark.
@@ -7,7 +8,6 @@
 use super::coding::Pieces;
 use super::content::Unread;
 use crate::endpoint::Endpoint;
-use crate::settings::Settings;
 use crate::upload::{Form, Receiving, Upload};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -48,17 +48,6 @@ fn content_type<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a [u8]> {
     let value = headers.get(header::CONTENT_TYPE)?.as_bytes();
     let essence = value.split(|b| *b == b';').next()?.trim_ascii();
     essence.eq_ignore_ascii_case(wanted.as_bytes()).then_some(value)
-}
-
-/// A body that is a form has no more than `max_form_parts` pairs.
-pub(super) fn check(headers: &HeaderMap, body: &[u8], settings: &Settings) -> Result<(), Unread> {
-    let limit = settings.max_form_parts;
-    if !is_urlencoded(headers) {
-        return Ok(());
-    }
-    // The parser passes over empty ones too.
-    let pairs = body.split(|b| *b == b'&').filter(|pair| !pair.is_empty()).take(limit.saturating_add(1)).count();
-    if pairs > limit { Err(Unread::TooLarge("max_form_parts", limit)) } else { Ok(()) }
 }
 
 /// Hands multer one piece at a time. multer takes all that is ready before it looks at any, and gathers a preamble or a
@@ -275,6 +264,7 @@ fn unquoted(quoted: &[u8]) -> (Vec<u8>, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Settings;
     use crate::upload::Content;
     use futures_util::stream;
     use http::HeaderValue;

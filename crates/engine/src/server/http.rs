@@ -164,6 +164,7 @@ async fn by_program(
         headers: parts.headers,
         body: content.body,
         form: content.form,
+        max_form_parts: settings.max_form_parts,
         version: parts.version,
         remote,
         sender,

@@ -83,6 +83,7 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
             headers: request.headers().clone(),
             body: Bytes::new(),
             form: None,
+            max_form_parts: 0,
             version: request.version(),
             remote: *remote,
             sender,
