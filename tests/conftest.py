@@ -61,3 +61,11 @@ def chromium() -> Iterator[WebDriver]:
             yield driver
     except BrowserMissingError as missing:
         pytest.fail(f"{missing}; PYHV_NO_BROWSER=1 skips these tests", pytrace=False)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP clients connect by themselves, whatever the environment says."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

@@ -37,10 +37,13 @@ def program(page: str) -> str:
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if blocks(path.read_text(encoding="utf-8"), "python run")]
 
 
-def test_the_tutorial_has_a_program() -> None:
-    assert DOCS / "tutorial" / "hv-06-websockets.md" in PAGES
+def test_every_tutorial_has_a_program() -> None:
+    tutorials = sorted((DOCS / "tutorial").glob("hv-*.md"))
+    assert [path.name[:5] for path in tutorials] == [f"hv-0{number}" for number in range(1, 9)]
+    assert set(tutorials) <= set(PAGES)
 
 
+@pytest.mark.usefixtures("no_proxy")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
 def test_page(path: Path, tmp_path: Path) -> None:
     page = path.read_text(encoding="utf-8")
