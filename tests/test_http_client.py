@@ -254,7 +254,7 @@ def test_what_a_response_has() -> None:
     answer = OK.replace("OK", "Quite Fine") + "X-A: 1\r\nx-a: 2\r\nX-L: gr\xfcn\r\nSet-Cookie: c=d; Path=/\r\n"
     with answering(answer + 'Content-Length: 8\r\n\r\n{"a": 1}') as server:
         response = pyhv.get(server.url + "x?y#z")
-    assert (response.status, response.reason, response.http_version) == (200, "Quite Fine", "HTTP/1.1")
+    assert (response.status, response.reason, response.http_version) == (200, "Quite Fine", "1.1")
     assert isinstance(response.headers, Headers)
     assert response.headers["X-A"] == "1, 2"
     assert response.headers["X-L"] == "grün"
@@ -269,7 +269,7 @@ def test_what_a_response_has() -> None:
 def test_http_1_0_and_a_body_without_length() -> None:
     with answering("HTTP/1.0 200 OK\r\n\r\nuntil the end") as server:
         response = pyhv.get(server.url)
-    assert response.http_version == "HTTP/1.0"
+    assert response.http_version == "1.0"
     assert response.body == b"until the end"
 
 
@@ -768,7 +768,7 @@ def secure_url(server: HvWebServer, path: str, host: str = HOST) -> str:
 def test_https_with_our_own_server(secure: SecureServer, certificates: Certificates, http2: bool) -> None:
     response = pyhv.get(secure_url(secure, "/ping"), ca_file=certificates.ca, http2=http2)
     assert response.text() == "pong"
-    assert response.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
+    assert response.http_version == ("2" if http2 else "1.1")
     assert response.reason == "OK"
     posted = pyhv.post(secure_url(secure, "/echo"), data=b"x" * 500_000, ca_file=certificates.ca, http2=http2)
     assert posted.body == b"x" * 500_000
@@ -780,7 +780,7 @@ def test_https_with_another_server(certificates: Certificates) -> None:
     with site(context) as running:
         response = pyhv.get(running.url("/redirect/2"), ca_file=certificates.ca)
     assert response.url == running.url("/echo")
-    assert response.http_version == "HTTP/1.1"
+    assert response.http_version == "1.1"
 
 
 def test_whom_to_trust(secure: SecureServer, certificates: Certificates, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class PyHVError(Exception):
 class BadRequest(PyHVError, ValueError):  # noqa: N818 - named like its status
     """What a client sent will not do: `request.json()` and its like raise it, and handlers may.
 
-    A handler that lets it go answers with 400 and the exception's text; nothing is logged.
+    A handler that lets it go answers with 400 and "400 Bad Request: " before the exception's text; nothing is logged.
     """
 
 

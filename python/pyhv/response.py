@@ -56,7 +56,7 @@ class Response:
     history: list[str]
     #: The cookies that this response sets.
     cookies: dict[str, str]
-    #: "HTTP/1.0", "HTTP/1.1" or "HTTP/2".
+    #: "1.0", "1.1" or "2", as of a request.
     http_version: str
     #: Seconds from the beginning of the request to the end of the response.
     elapsed: float

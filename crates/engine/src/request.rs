@@ -78,6 +78,11 @@ impl Responder {
         self.reply.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
+    /// Gives up: the I/O thread answers 500 and logs it.
+    pub fn abandon(&self) {
+        drop(self.reply.lock().take());
+    }
+
     /// Sends the answer; false when there was one already.
     pub fn respond(&self, response: HttpResponse) -> bool {
         let Some(reply) = self.reply.lock().take() else { return false };

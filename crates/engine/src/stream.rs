@@ -60,6 +60,8 @@ pub struct Stream {
     dropped: AtomicU64,
     /// The end was put into the inbox.
     told: AtomicBool,
+    /// That it was broken off is counted and logged. The body may have told the end before.
+    complained: AtomicBool,
 }
 
 impl fmt::Debug for Stream {
@@ -88,6 +90,7 @@ impl Stream {
             droppable,
             dropped: AtomicU64::new(0),
             told: AtomicBool::new(false),
+            complained: AtomicBool::new(false),
         });
         (Arc::clone(&stream), StreamBody { stream, comments, quiet: None, ended: false })
     }
@@ -166,25 +169,24 @@ impl Stream {
             (inner.waker.clone(), inner.failed)
         };
         if let Some(waited) = failed
-            && self.tell_end()
+            && !self.complained.swap(true, Ordering::Relaxed)
         {
             self.endpoint.complain(&self.io, "max_buffered", || {
                 let limit = self.endpoint.settings.max_buffered;
                 format!("stream broken off: {waited} bytes waited to be sent, the limit is max_buffered={limit}")
             });
+            self.tell_end();
         }
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// I/O thread: nothing more goes out. True: it was the first to say so.
-    fn tell_end(&self) -> bool {
-        let first = !self.told.swap(true, Ordering::Relaxed);
-        if first {
+    /// I/O thread: nothing more goes out.
+    fn tell_end(&self) {
+        if !self.told.swap(true, Ordering::Relaxed) {
             deliver(&self.io, &self.endpoint, Event::StreamEnd { stream: self.id });
         }
-        first
     }
 
     /// Whether `write` would queue a chunk.
@@ -290,7 +292,7 @@ impl Drop for StreamBody {
         let stream = &self.stream;
         {
             let mut inner = stream.inner.lock();
-            *inner = Inner { gone: true, ..Inner::default() };
+            *inner = Inner { gone: true, failed: inner.failed, ..Inner::default() };
         }
         stream.tell_end();
     }

@@ -3,6 +3,7 @@
 //!
 //! What Python gives is checked here, at the call; what comes back goes to `_deliver` of the Python side as plain values.
 
+use crate::around::version_name;
 use crate::convert::{self, latin1};
 use crate::request::header;
 use crate::ticker::{self, Ticker, check_process, fault};
@@ -243,17 +244,10 @@ fn head_object<'py>(py: Python<'py>, head: &Head, body: &[u8]) -> PyResult<Bound
     object.set_item("url", &head.url)?;
     object.set_item("history", &head.history)?;
     object.set_item("cookies", head.cookies.clone())?;
-    object.set_item(
-        "http_version",
-        if head.version == http::Version::HTTP_2 { "HTTP/2" } else { version(head.version) },
-    )?;
+    object.set_item("http_version", version_name(head.version))?;
     object.set_item("elapsed", head.elapsed.as_secs_f64())?;
     object.set_item("body", PyBytes::new(py, body))?;
     Ok(object)
-}
-
-fn version(version: http::Version) -> &'static str {
-    if version == http::Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" }
 }
 
 /// The declared exception for a request without a response.

@@ -387,7 +387,7 @@ impl HttpResponse {
     /// Lets the handler return without an answer: whoever calls `text`, `json`, ... or `send` later, once, from any
     /// thread, answers. Returns this response.
     ///
-    /// A request that nobody answers gets 503 after `handler_timeout`, and 500 when nobody holds its response any more.
+    /// A request that nobody answers gets 503 after `handler_timeout`, and 500, which is logged, when nobody holds its response any more.
     /// Raises RuntimeError outside a handler, or when called twice.
     fn defer(slf: &Bound<'_, Self>) -> PyResult<Py<Self>> {
         let this = slf.get();
@@ -420,7 +420,7 @@ impl HttpResponse {
     }
 
     /// Whether somebody still waits for the answer: False once it was sent, once `handler_timeout` has answered, or when
-    /// the client is known to have left.
+    /// the client has taken its request back, which HTTP/2 has a frame for; of HTTP/1.1 it is not known before the answer is written.
     #[getter]
     fn is_awaited(&self) -> bool {
         match &self.state.lock().sending {
@@ -449,7 +449,7 @@ impl Drop for HttpResponse {
     /// A deferred answer that nobody can give any more.
     fn drop(&mut self) {
         if let Sending::Deferred(responder) = std::mem::take(&mut self.state.get_mut().sending) {
-            responder.respond(internal_error());
+            responder.abandon();
         }
     }
 }
@@ -458,7 +458,7 @@ impl Drop for HttpResponse {
 fn file_error(path: &Path, error: &io::Error) -> PyErr {
     match (error.raw_os_error(), error.kind()) {
         // OSError makes the subclass of the number.
-        (Some(errno), _) => PyOSError::new_err((errno, reason(error), path.to_path_buf())),
+        (Some(errno), _) => PyOSError::new_err((errno, reason(error), path.display().to_string())),
         (None, io::ErrorKind::IsADirectory) => {
             PyIsADirectoryError::new_err(format!("{} is a directory, not a file", path.display()))
         }

@@ -116,7 +116,10 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
     if text.chars().any(|c| c <= ' ' || c == '\x7f') {
         return Err("it has spaces or control characters".to_owned());
     }
-    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    let url = Url::parse(text).map_err(|error| {
+        let missing = if text.contains("://") { "" } else { " (begin it with http:// or https://)" };
+        format!("{error}{missing}")
+    })?;
     if !matches!(url.scheme(), "http" | "https") {
         return Err("it does not begin with http:// or https://".to_owned());
     }

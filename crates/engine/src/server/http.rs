@@ -180,6 +180,11 @@ async fn by_program(
     };
     match tokio::time::timeout(settings.handler_timeout, answer).await {
         Ok(answer) => {
+            if answer.is_err() && !endpoint.is_stopping() {
+                endpoint.complain(io, "unanswered", || {
+                    format!("{what} of {remote} answered with 500: its deferred response was dropped without an answer")
+                });
+            }
             let response = files::opened(answered(answer, endpoint), &asked, endpoint, io).await;
             if trailed { closing(response) } else { response }
         }
