@@ -175,7 +175,7 @@ def test_one_kind_of_body_at_a_time(base: str) -> None:
 
 def test_what_the_response_tells(base: str) -> None:
     answer = pyhv.get(f"{base}/show")
-    assert (answer.url, answer.http_version) == (f"{base}/show", "HTTP/1.1")
+    assert (answer.url, answer.http_version) == (f"{base}/show", "1.1")
     assert 0 < answer.elapsed < LIMIT
     assert repr(answer) == f"<Response 200 OK from {base}/show>"
 

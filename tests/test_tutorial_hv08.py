@@ -72,7 +72,7 @@ def test_an_https_get(https: str, certificates: Certificates) -> None:
     assert (answer.status, answer.text()) == (200, "secure hello over TLS")
 
 
-@pytest.mark.parametrize(("http2", "version"), [(True, "HTTP/2"), (False, "HTTP/1.1")])
+@pytest.mark.parametrize(("http2", "version"), [(True, "2"), (False, "1.1")])
 def test_json_over_https(https: str, certificates: Certificates, http2: bool, version: str) -> None:
     answer = pyhv.get(f"{https}/api/info", ca_file=certificates.ca, http2=http2)
     assert answer.json() == {"scheme": "https", "http": version.removeprefix("HTTP/")}
