@@ -13,7 +13,8 @@ cargo build --release --locked --quiet --manifest-path "$here/load/Cargo.toml" -
 python=$cache/venv/bin/python
 
 # One by one: a peer that does not install here is left out, and run.py says so.
-for peer in uvloop picows websockets aiohttp socketify uvicorn httptools starlette granian robyn; do
+# msgspec is pyHV's JSON, as orjson is robyn's.
+for peer in uvloop picows websockets aiohttp socketify uvicorn httptools starlette granian robyn msgspec; do
     "$python" -m pip install --quiet --disable-pip-version-check "$peer" ||
         echo "setup: $peer does not install here" >&2
 done

@@ -301,7 +301,7 @@ impl Inbox {
 
     /// Until the batch is not full.
     pub(crate) async fn has_room(&self) {
-        loop {
+        while self.is_full() {
             let mut notified = std::pin::pin!(self.room.notified());
             // Registered before the look, so that a take in between is not missed.
             notified.as_mut().enable();

@@ -16,6 +16,16 @@ fn is_odd(authority: &Authority) -> bool {
         || behind.strip_prefix(':').is_some_and(|port| !port.is_empty() && authority.port_u16().is_none())
 }
 
+/// Letters, digits, dots and hyphens, and a port that is one.
+fn is_plain(host: &[u8]) -> bool {
+    let colon = host.iter().position(|b| *b == b':').unwrap_or(host.len());
+    let (name, port) = host.split_at(colon);
+    let number = |port: &[u8]| std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok());
+    !name.is_empty()
+        && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'))
+        && port.strip_prefix(b":").is_none_or(|port| port.is_empty() || (port[0] != b'+' && number(port)))
+}
+
 /// The answer to a request that is not clear, if it is not; otherwise makes Host the host that is meant.
 pub(super) fn unclear(request: &mut Request<Incoming>) -> Option<Response<Body>> {
     let bad = |why: &str| Some(plain(StatusCode::BAD_REQUEST, format!("400 Bad Request: {why}\n")));
@@ -48,6 +58,10 @@ pub(super) fn unclear(request: &mut Request<Incoming>) -> Option<Response<Body>>
     if hosts.next().is_some() || (host.is_none() && version == Version::HTTP_11) {
         return bad("one Host header is required");
     }
+    // A plain name or address with at most a number behind it, as nearly all are, needs no parser.
+    if request.uri().authority().is_none() && host.is_some_and(|host| is_plain(host.as_bytes())) {
+        return None;
+    }
     let named = match host.map(HeaderValue::as_bytes).filter(|host| !host.is_empty()).map(Authority::try_from) {
         Some(Err(_)) => return bad("the Host header is none"),
         Some(Ok(named)) => Some(named),
@@ -67,4 +81,20 @@ pub(super) fn unclear(request: &mut Request<Incoming>) -> Option<Response<Body>>
         request.headers_mut().insert(header::HOST, meant);
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_plain_is_an_authority_and_not_odd() {
+        for host in ["localhost", "127.0.0.1:8080", "a-b.example:", "x:0", "X:65535"] {
+            assert!(is_plain(host.as_bytes()), "{host}");
+            assert!(!is_odd(&Authority::try_from(host).unwrap()), "{host}");
+        }
+        for host in ["", ":80", "x:65536", "x:+80", "x:8 0", "u@x", "x/a", "x, y", "[::1]:80", "x_y", "x:80:80", "é"] {
+            assert!(!is_plain(host.as_bytes()), "{host}");
+        }
+    }
 }

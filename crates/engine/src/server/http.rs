@@ -156,7 +156,9 @@ async fn by_program(
     let (responder, reply) = Responder::new(io);
     let sender = client.sender(&parts.headers);
     let url = target(&parts.uri);
-    let what = format_args!("{} {url}", parts.method).to_string();
+    // Of the request that is handed over, for the log, which hardly any request gets into.
+    let (method, uri) = (parts.method.clone(), parts.uri);
+    let what = || format!("{method} {} of {remote}", target(&uri));
     let trailed = content.trailed && parts.version != Version::HTTP_2;
     let request = HttpRequest {
         method: parts.method,
@@ -182,7 +184,7 @@ async fn by_program(
         Ok(answer) => {
             if answer.is_err() && !endpoint.is_stopping() {
                 endpoint.complain(io, "unanswered", || {
-                    format!("{what} of {remote} answered with 500: its deferred response was dropped without an answer")
+                    format!("{} answered with 500: its deferred response was dropped without an answer", what())
                 });
             }
             let response = files::opened(answered(answer, endpoint), &asked, endpoint, io).await;
@@ -191,7 +193,7 @@ async fn by_program(
         Err(_) => {
             endpoint.complain(io, "handler_timeout", || {
                 let limit = settings.handler_timeout.as_secs_f64();
-                format!("{what} of {remote} answered with 503: no answer within handler_timeout={limit} s")
+                format!("{} answered with 503: no answer within handler_timeout={limit} s", what())
             });
             plain(StatusCode::SERVICE_UNAVAILABLE, "503 Service Unavailable\n")
         }
