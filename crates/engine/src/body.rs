@@ -113,11 +113,12 @@ impl Body {
 
     /// Keeps the request counted as under way until this is dropped.
     pub(crate) fn hold(&mut self, mut in_flight: InFlight, http2: bool) {
-        if let Kind::Stream(stream) = &self.kind {
+        // HTTP/2 reads on while it writes, and notices by itself.
+        if let Kind::Stream(stream) = &self.kind
+            && !http2
+        {
             in_flight.streams();
-            if !http2 {
-                stream.tie(in_flight.activity());
-            }
+            stream.tie(in_flight.activity());
         }
         self.in_flight = Some(in_flight);
     }

@@ -2,7 +2,7 @@
 //!
 //! The program's side ([`Stream`]) appends chunks from any thread; hyper takes them out through [`StreamBody`] as fast
 //! as the client reads. What waits in between is bounded by `max_buffered`. The body is dropped when the content has
-//! ended, or when the client has left: both put `Event::StreamEnd` into the inbox, once.
+//! ended, or when the client has left: both put `Event::StreamEnd` into the inbox, once, if the stream was opened.
 
 use crate::body::BodyError;
 use crate::down::{Command, DownQueue, deliver};
@@ -58,8 +58,9 @@ pub struct Stream {
     /// Whole chunks may be left out when the client is slow: events are, raw content is not.
     droppable: bool,
     dropped: AtomicU64,
-    /// The end was put into the inbox.
-    told: AtomicBool,
+    /// The program has opened it and is still to be told of its end. One that a handler refused has none, and its body is
+    /// dropped on the program's thread, which must not put anything into the inbox.
+    owed: AtomicBool,
     /// That it was broken off is counted and logged. The body may have told the end before.
     complained: AtomicBool,
 }
@@ -89,7 +90,7 @@ impl Stream {
             inner: Mutex::default(),
             droppable,
             dropped: AtomicU64::new(0),
-            told: AtomicBool::new(false),
+            owed: AtomicBool::new(false),
             complained: AtomicBool::new(false),
         });
         (Arc::clone(&stream), StreamBody { stream, comments, quiet: None, ended: false })
@@ -142,6 +143,11 @@ impl Stream {
         true
     }
 
+    /// The body is about to be handed over as an answer: from here on the end is told.
+    pub fn open(&self) {
+        self.owed.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the content behind what waits. Ending it again does nothing.
     pub fn close(self: &Arc<Self>) {
         let mut inner = self.inner.lock();
@@ -184,7 +190,7 @@ impl Stream {
 
     /// I/O thread: nothing more goes out.
     fn tell_end(&self) {
-        if !self.told.swap(true, Ordering::Relaxed) {
+        if self.owed.swap(false, Ordering::Relaxed) {
             deliver(&self.io, &self.endpoint, Event::StreamEnd { stream: self.id });
         }
     }
@@ -295,5 +301,26 @@ impl Drop for StreamBody {
             *inner = Inner { gone: true, failed: inner.failed, ..Inner::default() };
         }
         stream.tell_end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+
+    #[test]
+    fn only_a_stream_that_was_opened_tells_its_end() {
+        let endpoint = Endpoint::new(Settings::default(), None).unwrap();
+        let io = Arc::clone(&endpoint.runtime.threads[0]);
+        let (refused, body) = Stream::new(&io, &endpoint, None, false);
+        drop(body);
+        assert!(!refused.is_open() && !refused.write(Bytes::from_static(b"x")));
+        assert!(!endpoint.inbox.is_ready());
+        let (opened, body) = Stream::new(&io, &endpoint, None, false);
+        opened.open();
+        drop(body);
+        assert!(!opened.is_open());
+        assert!(endpoint.inbox.is_ready());
     }
 }

@@ -96,6 +96,7 @@ impl StreamWriter {
             return Ok(false);
         }
         let status = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::OK);
+        self.stream.open();
         responder.respond(HttpResponse { status, headers, body: Body::from(body) });
         Ok(true)
     }

@@ -19,7 +19,7 @@ use tokio::time::Sleep;
 pub(crate) struct Activity {
     /// Requests whose answers are not completely handed to hyper.
     in_flight: AtomicUsize,
-    /// Those of them that are streams.
+    /// Those of them that are streams over HTTP/1.
     streams: AtomicUsize,
     /// Requests that have begun, ever.
     begun: AtomicUsize,
