@@ -1,8 +1,7 @@
 //! `WebSocketClient`: the native base of `HvWebSocketClient`.
 
 use crate::channel::{self, address_object, headers_object};
-use crate::convert::{self, CloseCode, OpcodeArgument};
-use crate::server::reason;
+use crate::convert::{self, CloseCode, OpcodeArgument, reason};
 use crate::ticker::{self, Ticker, callback_failed, channel_failed, check_process, fault};
 use parking_lot::Mutex;
 use pyhv_engine::client::{self as engine, Attempt, ConnectError, Target};

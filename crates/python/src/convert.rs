@@ -1,6 +1,7 @@
-//! Messages, timeouts and settings from and to Python.
+//! Messages, timeouts, settings and errors from and to Python.
 
 use bytes::Bytes;
+use pyhv_engine::server::ListenError;
 use pyhv_engine::settings::{Origins, Settings, SlowPolicy};
 use pyhv_engine::tls::{TlsError, Trust};
 use pyhv_engine::wire::deflate::DeflateConfig;
@@ -9,6 +10,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyOSError, PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyMemoryView, PyString};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -368,6 +370,22 @@ pub(crate) fn subprotocols(names: Vec<String>) -> PyResult<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+/// An error's text without Rust's "(os error N)".
+pub(crate) fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error ").next().unwrap_or(&text).to_owned()
+}
+
+/// Why a server cannot listen, as OSError.
+pub(crate) fn listen_error(host: &str, failed: &ListenError) -> PyErr {
+    let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    let text = format!("cannot listen on {shown}:{}: {}", failed.port, reason(&failed.error));
+    match failed.error.raw_os_error() {
+        Some(errno) => PyOSError::new_err((errno, text)),
+        None => PyOSError::new_err(text),
+    }
 }
 
 /// What is wrong with a certificate file, as Python says such things: OSError for the file, ValueError for its content.

@@ -124,7 +124,7 @@ fn part(
     } else {
         let path: PathBuf = content.extract()?;
         let failed = |error: std::io::Error| {
-            let text = format!("files: {}: {}", path.display(), crate::server::reason(&error));
+            let text = format!("files: {}: {}", path.display(), convert::reason(&error));
             match error.raw_os_error() {
                 Some(errno) => PyOSError::new_err((errno, text)),
                 None => PyOSError::new_err(text),

@@ -4,16 +4,17 @@
 //! Python made. Locks of this crate are held for a few instructions, never while Python code runs.
 //!
 //! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
-//!   the base of `HvWebSocketClient`; [`request`], [`response`]: `HttpRequest`, `HttpResponse`; [`writer`]:
-//!   `StreamWriter`; [`http_client`]: the HTTP client; [`upload`]: the files of forms;
+//!   the base of `HvWebSocketClient`; [`handler`]: the handlers of requests; [`request`], [`response`]: `HttpRequest`,
+//!   `HttpResponse`; [`writer`]: `StreamWriter`; [`http_client`]: the HTTP client; [`upload`]: the files of forms;
 //!   [`around`]: what is done around every answer;
 //! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
-//! * [`convert`]: messages, timeouts and settings from and to Python.
+//! * [`convert`]: messages, timeouts, settings and errors from and to Python.
 
 mod around;
 mod channel;
 mod client;
 mod convert;
+mod handler;
 mod http_client;
 mod request;
 mod response;

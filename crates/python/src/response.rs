@@ -2,7 +2,6 @@
 
 use crate::convert;
 use crate::request::{header, headers_of};
-use crate::server::reason;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use parking_lot::{Mutex, MutexGuard};
@@ -458,7 +457,7 @@ impl Drop for HttpResponse {
 fn file_error(path: &Path, error: &io::Error) -> PyErr {
     match (error.raw_os_error(), error.kind()) {
         // OSError makes the subclass of the number.
-        (Some(errno), _) => PyOSError::new_err((errno, reason(error), path.display().to_string())),
+        (Some(errno), _) => PyOSError::new_err((errno, convert::reason(error), path.display().to_string())),
         (None, io::ErrorKind::IsADirectory) => {
             PyIsADirectoryError::new_err(format!("{} is a directory, not a file", path.display()))
         }

@@ -3,28 +3,24 @@
 use crate::around;
 use crate::channel::WebSocketChannel;
 use crate::convert;
+use crate::handler::{Handler, Handlers};
 use crate::request::{HttpRequest, header};
-use crate::response::HttpResponse;
 use crate::ticker::{self, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault};
-use crate::writer::StreamWriter;
 use parking_lot::{Condvar, Mutex};
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::files::{Files, Options};
 use pyhv_engine::inbox::Event;
-use pyhv_engine::request::HttpRequest as RawRequest;
 use pyhv_engine::server::around::Around;
 use pyhv_engine::server::{self as engine, Routes, Target};
 use pyhv_engine::tls::server_config;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::{MessageKind, Opcode};
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
-use std::collections::BTreeMap;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,22 +30,6 @@ use std::time::{Duration, Instant};
 const GOING_AWAY: u16 = 1001;
 /// How long an abort may take on the I/O thread before `stop` returns without it.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
-
-/// How a handler answers.
-#[derive(Clone, Copy)]
-enum Answer {
-    /// With a response.
-    Whole,
-    /// With a stream of events, and a comment when it is quiet for so long.
-    Events(Option<Duration>),
-    /// With a stream.
-    Stream,
-}
-
-struct Handler {
-    handler: Py<PyAny>,
-    answer: Answer,
-}
 
 /// The native base of HvWebServer.
 #[pyclass(frozen, subclass, weakref, module = "pyhv._native")]
@@ -61,12 +41,9 @@ pub(crate) struct Server {
     router: Mutex<Routes>,
     /// Guards what is done around answers while a part of it is replaced.
     around: Mutex<Around>,
-    /// By the number that the router knows. Guards the list while it is read or changed; no Python code runs under it.
-    handlers: Mutex<Vec<Handler>>,
+    handlers: Handlers,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
     channels: Mutex<Vec<Option<Py<WebSocketChannel>>>>,
-    /// Open streamed responses, by number. Guards them while they are looked up or changed; no Python code runs under it.
-    streams: Mutex<BTreeMap<u64, Py<StreamWriter>>>,
     /// The descriptor, once handed out, outlives a run.
     wake: Mutex<Option<Arc<Wake>>>,
     /// A stop that the ticking thread is to make at the end of its tick, and its timeout.
@@ -132,9 +109,9 @@ impl Server {
                 }
                 Ok(())
             }
-            Event::Request(request) => Self::request(slf, endpoint, *request),
+            Event::Request(request) => this.handlers.run(slf, endpoint, *request),
             Event::StreamEnd { stream } => {
-                let Some(writer) = this.streams.lock().remove(&stream) else { return Ok(()) };
+                let Some(writer) = this.handlers.take_stream(stream) else { return Ok(()) };
                 if let Err(error) = slf.call_method1(intern!(py, "on_stream_close"), (writer,)) {
                     callback_failed(slf, "on_stream_close", error)?;
                 }
@@ -179,48 +156,6 @@ impl Server {
         Ok(())
     }
 
-    /// Runs the handler of a request.
-    fn request(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>, request: RawRequest) -> PyResult<()> {
-        let py = slf.py();
-        if request.responder.is_over() {
-            // Answered with 503 after handler_timeout, or taken back by the client: the program need not work for it.
-            return Ok(());
-        }
-        let handler = {
-            let handlers = slf.get().handlers.lock();
-            handlers.get(request.route).map(|entry| (entry.handler.clone_ref(py), entry.answer))
-        };
-        let Some((handler, answer)) = handler else { return Ok(()) };
-        let responder = Arc::clone(&request.responder);
-        let request = Py::new(py, HttpRequest::new(request))?;
-        let ran = match answer {
-            Answer::Whole => Bound::new(py, HttpResponse::to(&responder)).and_then(|response| {
-                let result = handler.bind(py).call1((&request, &response))?;
-                HttpResponse::finish(&response, &result)
-            }),
-            Answer::Events(_) | Answer::Stream => {
-                let comments = if let Answer::Events(comments) = answer { comments } else { None };
-                let events = matches!(answer, Answer::Events(_));
-                let writer = StreamWriter::new(request.clone_ref(py), &responder, endpoint, events, comments);
-                Bound::new(py, writer).and_then(|writer| {
-                    let result = handler.bind(py).call1((&request, &writer))?;
-                    if writer.get().begin(&responder, &result)? {
-                        let id = writer.get().stream.id;
-                        slf.get().streams.lock().insert(id, writer.unbind());
-                    }
-                    Ok(())
-                })
-            }
-        };
-        let Err(error) = ran else { return Ok(()) };
-        if request.get().refuse(py, &error)? {
-            return Ok(());
-        }
-        let name = format!("the handler of {}", request.get().describe());
-        // Explicitly: the traceback keeps the request object alive.
-        callback_failed_with(slf, &name, error, || request.get().fail())
-    }
-
     fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>) -> PyResult<usize> {
         let _cork = Cork::new();
         slf.get().ticker.run(endpoint, |event, arena| Self::dispatch(slf, endpoint, event, arena))
@@ -243,9 +178,7 @@ impl Server {
         loop {
             let step = Self::run_pending(slf, endpoint).and_then(|_| {
                 // Also those that a handler has opened since.
-                for writer in this.streams.lock().values() {
-                    writer.get().stream.close();
-                }
+                this.handlers.close_streams();
                 if endpoint.is_idle() && !this.ticker.is_ready(endpoint) {
                     return Ok(true);
                 }
@@ -278,7 +211,7 @@ impl Server {
         endpoint.discard();
         this.ticker.reset();
         let left = std::mem::take(&mut *this.channels.lock());
-        let streams = std::mem::take(&mut *this.streams.lock());
+        let streams = this.handlers.take_streams();
         *this.run.lock() = None;
         this.stopped.notify_all();
         drop((left, streams));
@@ -304,9 +237,8 @@ impl Server {
             run: Mutex::new(None),
             router: Mutex::new(Routes::default()),
             around: Mutex::default(),
-            handlers: Mutex::new(Vec::new()),
+            handlers: Handlers::default(),
             channels: Mutex::new(Vec::new()),
-            streams: Mutex::new(BTreeMap::new()),
             wake: Mutex::new(None),
             stop_timeout: Mutex::new(None),
             stop_requested: AtomicBool::new(false),
@@ -350,7 +282,7 @@ impl Server {
                 }
             };
             let listen = engine::Listen { host: host.clone(), port: number, tls };
-            engine::Server::start(endpoint, router, around, listen).map_err(|e| listen_error(&host, &e))
+            engine::Server::start(endpoint, router, around, listen).map_err(|e| convert::listen_error(&host, &e))
         })?;
         self.stop_requested.store(false, Ordering::Relaxed);
         self.started_once.store(true, Ordering::Relaxed);
@@ -369,19 +301,14 @@ impl Server {
         answer: &str,
         comments: Option<f64>,
     ) -> PyResult<()> {
-        let comments = comments.map(|seconds| convert::seconds("keep_alive", seconds)).transpose()?;
-        let answer = match answer {
-            "sse" => Answer::Events(comments),
-            "stream" => Answer::Stream,
-            _ => Answer::Whole,
-        };
+        let handler = Handler::new(handler, answer, comments)?;
         let mut router = self.router.lock();
-        let number = self.handlers.lock().len();
+        let number = self.handlers.next();
         router
             .add(method, pattern, Target::Program(number))
             .map_err(|error| PyValueError::new_err(error.to_string()))?;
         // Before a request can be routed to it.
-        self.handlers.lock().push(Handler { handler, answer });
+        self.handlers.add(handler);
         let router = router.clone();
         if let Some(server) = self.running() {
             server.set_routes(router);
@@ -601,8 +528,7 @@ impl Server {
     /// The streamed responses that are open, as a new list, the oldest first. Any thread.
     #[getter]
     fn streams<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let streams: Vec<_> = self.streams.lock().values().map(|s| s.clone_ref(py)).collect();
-        PyList::new(py, streams)
+        PyList::new(py, self.handlers.streams(py))
     }
 
     /// How often each limit was reached, and each kind of fault seen, since `start`: a dict of counts by the name of the
@@ -643,24 +569,13 @@ impl Server {
                 visit.call(channel)?;
             }
         }
-        if let Some(streams) = self.streams.try_lock() {
-            for writer in streams.values() {
-                visit.call(writer)?;
-            }
-        }
-        if let Some(handlers) = self.handlers.try_lock() {
-            for entry in handlers.iter() {
-                visit.call(&entry.handler)?;
-            }
-        }
-        Ok(())
+        self.handlers.traverse(&visit)
     }
 
     fn __clear__(&self) {
         let channels = std::mem::take(&mut *self.channels.lock());
-        let streams = std::mem::take(&mut *self.streams.lock());
-        let handlers = std::mem::take(&mut *self.handlers.lock());
-        drop((channels, streams, handlers));
+        drop(channels);
+        self.handlers.clear();
     }
 }
 
@@ -679,19 +594,4 @@ impl Drop for Server {
 
 fn port_number(name: &str, port: i64) -> PyResult<u16> {
     u16::try_from(port).map_err(|_| PyValueError::new_err(format!("{name}={port} is not between 0 and 65535")))
-}
-
-fn listen_error(host: &str, failed: &engine::ListenError) -> PyErr {
-    let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let text = format!("cannot listen on {shown}:{}: {}", failed.port, reason(&failed.error));
-    match failed.error.raw_os_error() {
-        Some(errno) => PyOSError::new_err((errno, text)),
-        None => PyOSError::new_err(text),
-    }
-}
-
-/// An error's text without Rust's "(os error N)".
-pub(crate) fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error ").next().unwrap_or(&text).to_owned()
 }
