@@ -1,8 +1,55 @@
-//! Command line flags of the form `--name value`, with nothing but the standard library.
+//! The command line of a tool: flags of the form `--name value`, with nothing but the standard library.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::fmt::Display;
+use std::process::ExitCode;
 use std::str::FromStr;
+
+/// A program of this crate, as its user sees it.
+#[derive(Debug)]
+pub struct Tool<'a> {
+    /// What its errors begin with.
+    pub name: &'a str,
+    /// What `--help` prints, and a mistake in the arguments with it.
+    pub usage: &'a str,
+    /// The names of its flags.
+    pub flags: &'a [&'a str],
+}
+
+impl Tool<'_> {
+    /// All of `main`: makes options of the arguments and prints the line that `run` returns. The exit status is 2 when the
+    /// arguments are wrong, 1 when the run fails.
+    pub fn main<O>(
+        &self,
+        options: impl FnOnce(&Flags) -> Result<O, String>,
+        run: impl FnOnce(&O) -> Result<String, Box<dyn Error>>,
+    ) -> ExitCode {
+        let Self { name, usage, flags } = self;
+        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        if arguments.iter().any(|argument| argument == "--help") {
+            println!("{usage}");
+            return ExitCode::SUCCESS;
+        }
+        let options = match Flags::parse(arguments.into_iter(), flags).and_then(|flags| options(&flags)) {
+            Ok(options) => options,
+            Err(mistake) => {
+                eprintln!("{name}: {mistake}\n{usage}");
+                return ExitCode::from(2);
+            }
+        };
+        match run(&options) {
+            Ok(line) => {
+                println!("{line}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{name}: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
 
 /// The flags of one command line.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
-use pyhv_load::args::Flags;
+use pyhv_load::args::{Flags, Tool};
 use pyhv_load::histogram::Histogram;
 use pyhv_load::http::{AnswerCounter, Expected, request};
 use pyhv_load::pacing::{Outgoing, PATIENCE, Phase, READ_BUFFER, Sender, figures};
@@ -207,27 +207,5 @@ fn run(options: &Options) -> Result<String> {
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "--help") {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    let options = Flags::parse(arguments.into_iter(), &FLAGS).and_then(|flags| Options::from(&flags));
-    let options = match options {
-        Ok(options) => options,
-        Err(mistake) => {
-            eprintln!("httpload: {mistake}\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match run(&options) {
-        Ok(line) => {
-            println!("{line}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("httpload: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    Tool { name: "httpload", usage: USAGE, flags: &FLAGS }.main(Options::from, run)
 }

@@ -4,6 +4,7 @@
 //! unmasking and one copy, and nothing else. It is no server to use: it answers the sample key of RFC 6455 only,
 //! takes fragments for messages, answers no ping, and trusts its peers to be the load generator.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +13,7 @@ use std::process::ExitCode;
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Registry, Token};
-use pyhv_load::args::Flags;
+use pyhv_load::args::{Flags, Tool};
 use pyhv_load::frame::{BINARY, CLOSE, apply_mask, client_frame_at, push_header};
 use pyhv_load::{Mode, handshake, raise_open_files};
 
@@ -218,7 +219,7 @@ fn answer(input: &mut [u8], replies: &mut Vec<u8>) -> io::Result<usize> {
     Ok(used)
 }
 
-fn serve(address: SocketAddr, mode: Mode) -> Result<(), Box<dyn Error>> {
+fn serve(address: SocketAddr, mode: Mode) -> Result<Infallible, Box<dyn Error>> {
     raise_open_files()?;
     let mut poll = Poll::new()?;
     let mut listener = TcpListener::bind(address)?;
@@ -242,34 +243,16 @@ fn serve(address: SocketAddr, mode: Mode) -> Result<(), Box<dyn Error>> {
     }
 }
 
+fn options(flags: &Flags) -> Result<(SocketAddr, Mode), String> {
+    let host: IpAddr = flags.get("host", IpAddr::from([127, 0, 0, 1]))?;
+    let address = SocketAddr::new(host, flags.required("port")?);
+    match flags.get("mode", Mode::Echo)? {
+        Mode::Listen => Err("--mode listen: this server never speaks unasked".to_owned()),
+        mode => Ok((address, mode)),
+    }
+}
+
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.iter().any(|argument| argument == "--help") {
-        println!("{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    let options = Flags::parse(arguments.into_iter(), &["port", "host", "mode"]).and_then(|flags| {
-        let host: IpAddr = flags.get("host", IpAddr::from([127, 0, 0, 1]))?;
-        Ok((
-            SocketAddr::new(host, flags.required("port")?),
-            match flags.get("mode", Mode::Echo)? {
-                Mode::Listen => return Err("--mode listen: this server never speaks unasked".to_owned()),
-                mode => mode,
-            },
-        ))
-    });
-    let (address, mode) = match options {
-        Ok(options) => options,
-        Err(mistake) => {
-            eprintln!("wslimit: {mistake}\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match serve(address, mode) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("wslimit: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let tool = Tool { name: "wslimit", usage: USAGE, flags: &["port", "host", "mode"] };
+    tool.main(options, |&(address, mode)| match serve(address, mode)? {})
 }
