@@ -79,24 +79,14 @@ def client_options(
     dangerous_accept_any_certificate: bool = False,
 ) -> dict[str, Any]:
     """For the native client. `url`: the only one that it is for."""
-    tls = {
-        name: value
-        for name, value in (
-            ("ca_file", ca_file),
-            ("fingerprint", fingerprint),
-            ("client_certfile", client_certfile),
-            ("client_keyfile", client_keyfile),
-            ("accept_any_certificate", dangerous_accept_any_certificate or None),
-        )
-        if value is not None
-    }
-    if tls and url is not None and not url.lower().startswith("https:"):
-        name = next(iter(tls)).replace("accept_any", "dangerous_accept_any")
-        raise ValueError(f"{name}= is for https:// URLs, not for {_shown(url)!r}")
-    if client_keyfile is not None and client_certfile is None:
-        raise ValueError("client_keyfile= needs client_certfile=")
-    if sum(name in tls for name in ("ca_file", "fingerprint", "accept_any_certificate")) > 1:
-        raise ValueError("ca_file=, fingerprint= and dangerous_accept_any_certificate= exclude one another")
+    tls = tls_options(
+        ca_file=ca_file,
+        fingerprint=fingerprint,
+        client_certfile=client_certfile,
+        client_keyfile=client_keyfile,
+        dangerous_accept_any_certificate=dangerous_accept_any_certificate,
+        plain=None if url is None or url.lower().startswith("https:") else (_shown(url), "https://"),
+    )
     if proxy is True:
         raise ValueError("proxy=True: give a URL, None for what the environment says, or False for none")
     return {
@@ -108,6 +98,41 @@ def client_options(
         "keep_cookies": bool(keep_cookies),
         "user_agent": USER_AGENT,
     }
+
+
+def tls_options(
+    *,
+    ca_file: Path | None,
+    fingerprint: str | None,
+    client_certfile: Path | None,
+    client_keyfile: Path | None,
+    dangerous_accept_any_certificate: bool,
+    plain: tuple[str, str] | None,
+) -> dict[str, Any]:
+    """The arguments for TLS that were given, as the native clients take them; see `pyhv.request`.
+
+    `plain`: the URL that they are given with, if it is one without TLS, and how it would begin with TLS.
+    """
+    tls = {
+        name: value
+        for name, value in (
+            ("ca_file", ca_file),
+            ("fingerprint", fingerprint),
+            ("client_certfile", client_certfile),
+            ("client_keyfile", client_keyfile),
+            ("accept_any_certificate", dangerous_accept_any_certificate or None),
+        )
+        if value is not None
+    }
+    if tls and plain is not None:
+        name = next(iter(tls)).replace("accept_any", "dangerous_accept_any")
+        url, scheme = plain
+        raise ValueError(f"{name}= is for {scheme} URLs, not for {url!r}")
+    if client_keyfile is not None and client_certfile is None:
+        raise ValueError("client_keyfile= needs client_certfile=")
+    if sum(name in tls for name in ("ca_file", "fingerprint", "accept_any_certificate")) > 1:
+        raise ValueError("ca_file=, fingerprint= and dangerous_accept_any_certificate= exclude one another")
+    return tls
 
 
 def _shown(url: str) -> str:

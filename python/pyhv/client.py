@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pyhv import _native
+from pyhv._request import tls_options
 from pyhv.opcode import WsOpcode
 
 __all__ = ["HvWebSocketClient"]
@@ -156,24 +157,14 @@ class HvWebSocketClient(_native.WebSocketClient):
             pairs.append(("Authorization", user))
         if isinstance(subprotocols, str):
             raise ValueError(f"subprotocols={subprotocols!r} is one str: give a list of names")
-        tls = {
-            name: value
-            for name, value in (
-                ("ca_file", ca_file),
-                ("fingerprint", fingerprint),
-                ("client_certfile", client_certfile),
-                ("client_keyfile", client_keyfile),
-                ("accept_any_certificate", dangerous_accept_any_certificate or None),
-            )
-            if value is not None
-        }
-        if tls and not secure:
-            name = next(iter(tls)).replace("accept_any", "dangerous_accept_any")
-            raise ValueError(f"{name}= is for wss:// URLs, not for {url!r}")
-        if client_keyfile is not None and client_certfile is None:
-            raise ValueError("client_keyfile= needs client_certfile=")
-        if sum(name in tls for name in ("ca_file", "fingerprint", "accept_any_certificate")) > 1:
-            raise ValueError("ca_file=, fingerprint= and dangerous_accept_any_certificate= exclude one another")
+        tls = tls_options(
+            ca_file=ca_file,
+            fingerprint=fingerprint,
+            client_certfile=client_certfile,
+            client_keyfile=client_keyfile,
+            dangerous_accept_any_certificate=dangerous_accept_any_certificate,
+            plain=None if secure else (url, "wss://"),
+        )
         settings = {
             "max_message_size": max_message_size,
             "max_frame_size": max_frame_size,
