@@ -12,14 +12,13 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 from pyhv import _native
+from pyhv._reporting import Reporting
 from pyhv._request import tls_options
 from pyhv.opcode import WsOpcode
 
 __all__ = ["HvWebSocketClient"]
 
 _C = TypeVar("_C", bound="HvWebSocketClient")
-
-_log = logging.getLogger("pyhv.client")
 
 #: Set by the opening handshake itself: a program that sends its own would break it.
 _RESERVED = {
@@ -34,7 +33,7 @@ _RESERVED = {
 }
 
 
-class HvWebSocketClient(_native.WebSocketClient):
+class HvWebSocketClient(Reporting, _native.WebSocketClient):
     """A WebSocket client for a program that owns its main loop.
 
     Subclass it and override what you need::
@@ -59,6 +58,7 @@ class HvWebSocketClient(_native.WebSocketClient):
     A subclass may have an `__init__` of its own and need not call this one.
     """
 
+    _pyhv_log = logging.getLogger("pyhv.client")
     _close_timeout: float
 
     def __new__(cls: type[_C], *args: Any, **kwargs: Any) -> _C:
@@ -203,20 +203,6 @@ class HvWebSocketClient(_native.WebSocketClient):
     def _is_active(self) -> bool:
         """Whether an end is still to come."""
         return self.is_connecting or (self.close_code is None and self.remote_address is not None)
-
-    # Called by the native tick
-
-    def _callback_failed(self, callback: str, exc: Exception) -> None:
-        _log.error("%s of %s raised", callback, type(self).__name__, exc_info=exc)
-        if callback == "on_error":
-            return
-        try:
-            self.on_error(exc)
-        except Exception:
-            _log.exception("on_error of %s raised", type(self).__name__)
-
-    def _warn(self, text: str) -> None:
-        _log.warning("%s", text)
 
 
 def _split(url: str) -> tuple[bool, str, int, str, str, str | None]:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pyhv import _native
+from pyhv._reporting import Reporting
 from pyhv._request import ClientOptions, HeaderPairs, Pairs, client_options, request_options
 from pyhv.errors import PyHVError
 from pyhv.response import ServerSentEvent
@@ -19,13 +20,11 @@ __all__ = ["EventSource"]
 
 _E = TypeVar("_E", bound="EventSource")
 
-_log = logging.getLogger("pyhv.event_source")
-
 #: Set as the standard has it (HTML Living Standard, section 9.2.2).
 _HEADERS = {"accept": "text/event-stream", "cache-control": "no-store"}
 
 
-class EventSource(_native.HttpClient):
+class EventSource(Reporting, _native.HttpClient):
     """A stream of server-sent events that connects again when it is lost, as a browser's EventSource does.
 
     Subclass it and override what you need, or assign::
@@ -43,6 +42,8 @@ class EventSource(_native.HttpClient):
     how a server says that there are no more events. So do an event beyond `max_event_size` and too many redirects.
     After anything else it connects again, with the last event ID.
     """
+
+    _pyhv_log = logging.getLogger("pyhv.event_source")
 
     #: Values of `ready_state`, as in browsers.
     CONNECTING = 0
@@ -186,15 +187,3 @@ class EventSource(_native.HttpClient):
             getattr(self, callback)(*arguments)
         except Exception as exc:
             self._callback_failed(callback, exc)
-
-    def _callback_failed(self, callback: str, exc: Exception) -> None:
-        _log.error("%s of %s raised", callback, type(self).__name__, exc_info=exc)
-        if callback == "on_error":
-            return
-        try:
-            self.on_error(exc)
-        except Exception:
-            _log.exception("on_error of %s raised", type(self).__name__)
-
-    def _warn(self, text: str) -> None:
-        _log.warning("%s", text)

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from pyhv import _native
+from pyhv._reporting import Reporting
 from pyhv._request import (
     ClientOptions,
     Files,
@@ -41,8 +42,6 @@ __all__ = [
 ]
 
 _H = TypeVar("_H", bound="HttpClient")
-
-_log = logging.getLogger("pyhv.http_client")
 
 
 # Blocking
@@ -281,7 +280,7 @@ class HttpCall:
         return f"<HttpCall {self.id} {self.method} {'done' if self._done else 'pending'}>"
 
 
-class HttpClient(_native.HttpClient):
+class HttpClient(Reporting, _native.HttpClient):
     """An HTTP client for a program that owns its main loop: requests return at once, callbacks run in `tick()`.
 
     ::
@@ -295,6 +294,8 @@ class HttpClient(_native.HttpClient):
 
     It keeps connections for later requests, and cookies. A native thread does the I/O without the GIL.
     """
+
+    _pyhv_log = logging.getLogger("pyhv.http_client")
 
     def __init__(
         self,
@@ -493,8 +494,8 @@ class HttpClient(_native.HttpClient):
         self._forget(call)
         call.error = error
         if call._on_error is None:
-            _log.warning("%s request %d failed: %s", call.method, call.id, error)
-            self._report(error)
+            self._pyhv_log.warning("%s request %d failed: %s", call.method, call.id, error)
+            self._tell_on_error(error)
             return
         try:
             call._on_error(error)
@@ -502,14 +503,5 @@ class HttpClient(_native.HttpClient):
             self._callback_failed("on_error", exc)
 
     def _callback_failed(self, callback: str, exc: Exception) -> None:
-        _log.error("%s of a request raised", callback, exc_info=exc)
-        self._report(exc)
-
-    def _report(self, exc: Exception) -> None:
-        try:
-            self.on_error(exc)
-        except Exception:
-            _log.exception("on_error of %s raised", type(self).__name__)
-
-    def _warn(self, text: str) -> None:
-        _log.warning("%s", text)
+        self._pyhv_log.error("%s of a request raised", callback, exc_info=exc)
+        self._tell_on_error(exc)

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from pyhv._native import HttpRequest, StreamWriter, WebSocketChannel
+from pyhv._reporting import Reporting
 from pyhv.http import WsUpgrade
 from pyhv.routes import Handler, Routes, StreamHandler
 
@@ -20,13 +21,12 @@ __all__ = ["Handler", "HvWebServer", "StreamHandler"]
 
 _S = TypeVar("_S", bound="HvWebServer")
 
-_log = logging.getLogger("pyhv.server")
 _access_log = logging.getLogger("pyhv.access")
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # in every locale
 
 
-class HvWebServer(Routes):
+class HvWebServer(Reporting, Routes):
     """An HTTP and WebSocket server for a program that owns its main loop.
 
     Subclass it and override what you need::
@@ -51,6 +51,7 @@ class HvWebServer(Routes):
     A subclass may have an `__init__` of its own and need not call this one.
     """
 
+    _pyhv_log = logging.getLogger("pyhv.server")
     _initialized: bool
 
     def __new__(cls: type[_S], *args: Any, **kwargs: Any) -> _S:
@@ -307,13 +308,6 @@ class HvWebServer(Routes):
         upgrade = WsUpgrade(request)
         upgrade._finish(self.on_ws_upgrade(upgrade))
 
-    def _callback_failed(self, callback: str, exc: Exception) -> None:
-        _log.error("%s of %s raised", callback, type(self).__name__, exc_info=exc)
-        try:
-            self.on_error(exc)
-        except Exception:
-            _log.exception("on_error of %s raised", type(self).__name__)
-
     def _on_access(
         self,
         client_address: str,
@@ -343,9 +337,6 @@ class HvWebServer(Routes):
             "user_agent": user_agent if combined else None,
         }
         _access_log.info("%s", _access_line(fields, combined), extra=fields)
-
-    def _warn(self, text: str) -> None:
-        _log.warning("%s", text)
 
 
 def _names(names: Iterable[str] | None) -> list[str] | str:
