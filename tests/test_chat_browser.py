@@ -6,7 +6,6 @@ PYHV_NO_BROWSER=1 says that this is meant.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,22 +15,11 @@ from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from browser_helper import BrowserMissingError, browser, set_color_scheme, set_viewport, wait_until
+from browser_helper import set_color_scheme, set_viewport, wait_until
 from support_load import ARTIFACTS, ChatServerProgram
 
 DESKTOP = (1200, 800)
 PHONE = (390, 844)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[WebDriver]:
-    if os.environ.get("PYHV_NO_BROWSER") == "1":
-        pytest.skip("PYHV_NO_BROWSER=1")
-    try:
-        with browser(DESKTOP) as driver:
-            yield driver
-    except BrowserMissingError as missing:
-        pytest.fail(f"{missing}; PYHV_NO_BROWSER=1 skips these tests", pytrace=False)
 
 
 @pytest.fixture

@@ -6,15 +6,14 @@ Without chromium and chromedriver the tests fail, unless PYHV_NO_BROWSER=1 says 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from selenium.webdriver.chrome.webdriver import WebDriver
 from selenium.webdriver.common.by import By
 
-from browser_helper import BrowserMissingError, browser, wait_until
+from browser_helper import wait_until
 from pyhv import HttpRequest, HttpResponse
 from support import HOST, RecordingServer, ServerThread
 
@@ -61,17 +60,6 @@ class FormServer(RecordingServer):
         files = [(name, file.filename, file.content_type, file.read()) for name, file in req.files.pairs()]
         self.got.append((req.form().pairs(), files))
         resp.html("<p id=done>done</p>")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[WebDriver]:
-    if os.environ.get("PYHV_NO_BROWSER") == "1":
-        pytest.skip("PYHV_NO_BROWSER=1")
-    try:
-        with browser() as driver:
-            yield driver
-    except BrowserMissingError as missing:
-        pytest.fail(f"{missing}; PYHV_NO_BROWSER=1 skips these tests", pytrace=False)
 
 
 def test_chromium(chromium: WebDriver, serve: Callable[..., ServerThread], tmp_path: Path) -> None:
