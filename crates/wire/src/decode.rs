@@ -22,7 +22,7 @@
 //! out is checked, counted against the limit and held.
 
 use crate::deflate::{Chunk, DeflateParams, Inflation};
-use crate::frame::{Body, Control, Expect, Header, MAX_HEADER, MessageKind, parse_header, parse_header_deflate};
+use crate::frame::{Body, Control, Expect, MessageKind, PartialHeader, parse_header, parse_header_deflate};
 use crate::utf8::Utf8;
 use crate::violation::{self, Violation};
 use crate::{close, mask};
@@ -132,42 +132,6 @@ enum Phase {
     Closed,
     /// The peer broke a rule.
     Failed(Violation),
-}
-
-/// The bytes of a header that was cut by the end of a chunk.
-#[derive(Debug, Default)]
-struct PartialHeader {
-    bytes: [u8; MAX_HEADER],
-    len: u8,
-}
-
-impl PartialHeader {
-    /// Goes on with `data`: the header and how much of `data` it took, or `None` if it took all and isn't complete.
-    #[inline]
-    fn advance(
-        &mut self,
-        data: &[u8],
-        parse: impl Fn(&[u8]) -> Result<Option<(Header, usize)>, Violation>,
-    ) -> Result<Option<(Header, usize)>, Violation> {
-        if self.len == 0 {
-            let parsed = parse(data)?;
-            if parsed.is_none() {
-                self.bytes[..data.len()].copy_from_slice(data);
-                self.len = data.len() as u8;
-            }
-            return Ok(parsed);
-        }
-        for (i, &byte) in data.iter().enumerate() {
-            self.bytes[usize::from(self.len)] = byte;
-            self.len += 1;
-            // Rare and short: a header is read anew at most 13 times.
-            let held = &self.bytes[..usize::from(self.len)];
-            if let Some((header, _)) = parse(held)? {
-                return Ok(Some((header, i + 1)));
-            }
-        }
-        Ok(None)
-    }
 }
 
 /// What is left of the frame that is being read.
@@ -283,7 +247,7 @@ impl Decoder {
                     let Some((header, used)) = parsed else {
                         return Ok(());
                     };
-                    partial.len = 0;
+                    partial.clear();
                     rest = &mut rest[used..];
                     let compressed = matches!(header.body, Body::Compressed(_));
                     let frame = Frame { left: header.len, key: header.key, fin: header.fin, compressed };
@@ -492,7 +456,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frame::{Opcode, encode_frame, encode_header};
+    use crate::frame::{MAX_HEADER, Opcode, encode_frame, encode_header};
 
     const KEY: [u8; 4] = [1, 2, 3, 4];
 

@@ -316,6 +316,48 @@ fn parse_length<const WIDTH: usize>(bytes: &[u8], room: usize) -> Result<Option<
     Ok((missing == 0).then_some(least as usize))
 }
 
+/// The bytes of a header that was cut by the end of a chunk.
+#[derive(Debug, Default)]
+pub(crate) struct PartialHeader {
+    bytes: [u8; MAX_HEADER],
+    len: u8,
+}
+
+impl PartialHeader {
+    /// Goes on with `data`: the header and how much of `data` it took, or `None` if it took all and isn't complete.
+    #[inline]
+    pub(crate) fn advance(
+        &mut self,
+        data: &[u8],
+        parse: impl Fn(&[u8]) -> Result<Option<(Header, usize)>, Violation>,
+    ) -> Result<Option<(Header, usize)>, Violation> {
+        if self.len == 0 {
+            let parsed = parse(data)?;
+            if parsed.is_none() {
+                self.bytes[..data.len()].copy_from_slice(data);
+                self.len = data.len() as u8;
+            }
+            return Ok(parsed);
+        }
+        for (i, &byte) in data.iter().enumerate() {
+            self.bytes[usize::from(self.len)] = byte;
+            self.len += 1;
+            // Rare and short: a header is read anew at most 13 times.
+            let held = &self.bytes[..usize::from(self.len)];
+            if let Some((header, _)) = parse(held)? {
+                return Ok(Some((header, i + 1)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The header is complete: the next begins.
+    #[inline]
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
