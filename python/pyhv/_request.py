@@ -85,7 +85,7 @@ def client_options(
         client_certfile=client_certfile,
         client_keyfile=client_keyfile,
         dangerous_accept_any_certificate=dangerous_accept_any_certificate,
-        plain=None if url is None or url.lower().startswith("https:") else (_shown(url), "https://"),
+        plain=None if url is None or url.lower().startswith("https:") else (shown(url), "https://"),
     )
     if proxy is True:
         raise ValueError("proxy=True: give a URL, None for what the environment says, or False for none")
@@ -135,7 +135,7 @@ def tls_options(
     return tls
 
 
-def _shown(url: str) -> str:
+def shown(url: str) -> str:
     """A URL as an error may show it, even one that is none: without user and password."""
     return re.sub(r"(?<=://)[^/?#]*@", "", url, count=1)
 

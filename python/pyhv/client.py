@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from pyhv import _native
 from pyhv._reporting import Reporting
-from pyhv._request import tls_options
+from pyhv._request import shown, tls_options
 from pyhv.opcode import WsOpcode
 
 __all__ = ["HvWebSocketClient"]
@@ -163,7 +163,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             client_certfile=client_certfile,
             client_keyfile=client_keyfile,
             dangerous_accept_any_certificate=dangerous_accept_any_certificate,
-            plain=None if secure else (url, "wss://"),
+            plain=None if secure else (shown(url), "wss://"),
         )
         settings = {
             "max_message_size": max_message_size,
@@ -183,7 +183,9 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             "compression_window_bits": compression_window_bits,
             "tell_drain": "on_drain" in self.__dict__ or type(self).on_drain is not HvWebSocketClient.on_drain,
         }
-        self._connect(url, host, port, authority, path, pairs, list(subprotocols), tls if secure else None, settings)
+        self._connect(
+            shown(url), host, port, authority, path, pairs, list(subprotocols), tls if secure else None, settings
+        )
         self._close_timeout = close_timeout
 
     def __enter__(self: _C) -> _C:
@@ -212,7 +214,7 @@ def _split(url: str) -> tuple[bool, str, int, str, str, str | None]:
         raise TypeError(f"a URL is str, not {type(url).__name__}")
 
     def bad(why: str) -> ValueError:
-        return ValueError(f"{url!r} is not a WebSocket URL: {why}")
+        return ValueError(f"{shown(url)!r} is not a WebSocket URL: {why}")
 
     if any(ord(c) <= 0x20 or ord(c) == 0x7F for c in url):
         raise bad("it has spaces or control characters")
