@@ -5,7 +5,7 @@
 //! turn in one log, what a program sends to a channel leaves in order, broadcasts and close frames included.
 //!
 //! The I/O thread is woken once per tick: during a tick the thread is *corked* ([`Cork`]) and the wake-up follows at
-//! its end.
+//! its end. A ticking thread that drives the sockets itself (see `driver`) wakes nobody.
 
 use crate::connection::pump::Broadcast;
 use crate::connection::{CloseKind, Connection};
@@ -21,7 +21,8 @@ use parking_lot::Mutex;
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use tokio::sync::{Notify, oneshot};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::sync::oneshot;
 
 /// Frames from this size on travel in a buffer of their own instead of being copied into the arena and out again.
 pub(crate) const LARGE: usize = 4 << 10;
@@ -84,7 +85,8 @@ struct Log {
 pub struct DownQueue {
     /// Guards the log; held while one frame is appended, or for a swap.
     log: Mutex<Log>,
-    notify: Notify,
+    /// The pump has something to do: set behind what it has to find, taken by it before it looks.
+    pending: AtomicBool,
 }
 
 impl std::fmt::Debug for DownQueue {
@@ -122,16 +124,23 @@ impl Drop for Cork {
         // Also when a tick inside another one ends: its callbacks may wait for the answer to what they sent.
         TOUCHED.with(|t| {
             for io in t.borrow_mut().drain(..) {
-                io.down.notify.notify_one();
+                DownQueue::wake(&io);
             }
         });
     }
 }
 
 impl DownQueue {
+    /// Makes the pump run: at once, or, for a guest of the I/O thread, when it waits again.
+    fn wake(io: &IoThread) {
+        if !io.down.pending.swap(true, Ordering::SeqCst) && !io.driver.is_looked_after() {
+            io.driver.wake();
+        }
+    }
+
     fn kick(io: &Arc<IoThread>, now: bool) {
         if now || CORKED.with(Cell::get) == 0 {
-            io.down.notify.notify_one();
+            Self::wake(io);
             return;
         }
         TOUCHED.with(|t| {
@@ -205,38 +214,6 @@ impl DownQueue {
         Self::push(conn.io(), Command::Message { conn: Arc::clone(conn), opcode, payload });
     }
 
-    /// Empties the queue for as long as the I/O thread lives. Runs outside tokio's budget for tasks that behave: a
-    /// broadcast to thousands would use it up and leave each connection to its own task.
-    pub(crate) fn pump(io: Arc<IoThread>) -> impl Future<Output = ()> {
-        tokio::task::unconstrained(Self::run(io))
-    }
-
-    async fn run(io: Arc<IoThread>) {
-        let mut log = Log::default();
-        let mut touched = Vec::new();
-        loop {
-            io.down.notify.notified().await;
-            std::mem::swap(&mut *io.down.log.lock(), &mut log);
-            for command in log.commands.drain(..) {
-                // A bug that panics in one command must not cost the others theirs.
-                let _ = catch_unwind(AssertUnwindSafe(|| apply(&io, command, &log.arena, &mut touched)))
-                    .inspect_err(|panic| io.report_panic(panic.as_ref()));
-            }
-            log.arena.clear();
-            log.arena.shrink_to(KEEP);
-            log.commands.shrink_to(KEEP / size_of::<Command>());
-            for conn in touched.drain(..) {
-                let _ = catch_unwind(AssertUnwindSafe(|| Connection::flush_touched(&conn)))
-                    .inspect_err(|panic| conn.fault(panic.as_ref()));
-            }
-            WAKES.with(|w| {
-                for endpoint in w.borrow_mut().drain(..) {
-                    endpoint.inbox.signal();
-                }
-            });
-        }
-    }
-
     /// I/O thread: wake `endpoint`'s ticking thread when the reads that are due now have been made, so that it finds
     /// all of them in one batch. The pump's task stands behind them in tokio's first-in-first-out run queue.
     pub(crate) fn wake_later(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>) {
@@ -244,7 +221,43 @@ impl DownQueue {
             let mut wakes = w.borrow_mut();
             if !wakes.iter().any(|other| Arc::ptr_eq(other, endpoint)) {
                 wakes.push(Arc::clone(endpoint));
-                io.down.notify.notify_one();
+                Self::wake(io);
+            }
+        });
+    }
+}
+
+/// Empties the queue, on whatever thread drives the sockets.
+#[derive(Default)]
+pub(crate) struct Pump {
+    /// Swapped against the queue's, so that both keep their capacity.
+    log: Log,
+    touched: Vec<Arc<Connection>>,
+}
+
+impl Pump {
+    /// Does what there is to do.
+    pub(crate) fn run(&mut self, io: &Arc<IoThread>) {
+        if !io.down.pending.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        let Self { log, touched } = self;
+        std::mem::swap(&mut *io.down.log.lock(), log);
+        for command in log.commands.drain(..) {
+            // A bug that panics in one command must not cost the others theirs.
+            let _ = catch_unwind(AssertUnwindSafe(|| apply(io, command, &log.arena, touched)))
+                .inspect_err(|panic| io.report_panic(panic.as_ref()));
+        }
+        log.arena.clear();
+        log.arena.shrink_to(KEEP);
+        log.commands.shrink_to(KEEP / size_of::<Command>());
+        for conn in touched.drain(..) {
+            let _ = catch_unwind(AssertUnwindSafe(|| Connection::flush_touched(&conn)))
+                .inspect_err(|panic| conn.fault(panic.as_ref()));
+        }
+        WAKES.with(|w| {
+            for endpoint in w.borrow_mut().drain(..) {
+                endpoint.inbox.signal();
             }
         });
     }

@@ -3,10 +3,11 @@
 
 use crate::connection::{Connection, keepalive};
 use crate::down::{Command, DownQueue, deliver};
+use crate::driver::Rhythm;
 use crate::inbox::{Batch, Event, Inbox};
 use crate::runtime::{self, IoThread, Runtime};
 use crate::settings::Settings;
-use crate::wake::Wake;
+use crate::wake::{Waited, Wake};
 use crate::wire;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -135,6 +136,14 @@ fn coarse_millis() -> u64 {
 
 /// How often one kind of complaint is logged: a hostile client must not fill the log.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        for io in &self.runtime.threads {
+            io.dismiss();
+        }
+    }
+}
 
 /// Keeps an endpoint counted as busy.
 #[derive(Debug)]
@@ -348,6 +357,15 @@ impl Endpoint {
             batch.paused.clear();
         }
         epoch
+    }
+
+    /// Blocks until something is pending, the deadline, or a signal. The caller has let go of the GIL. `rhythm`: its last
+    /// waits.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn wait(&self, rhythm: &mut Rhythm, deadline: Option<Instant>) -> io::Result<Waited> {
+        rhythm.wait(self.runtime.alone(), &self.inbox, deadline)
     }
 
     /// Begins a graceful stop: accept nothing, close every channel with `code`, finish requests that have begun.

@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -177,8 +178,10 @@ struct Inner {
     wake: Option<Arc<Wake>>,
     /// The descriptor was handed out: it has to be readable whenever events are pending.
     exported: bool,
-    /// A thread is blocked in `wait`.
+    /// A thread is blocked in `wait`, or drives the sockets until something is here.
     waiting: bool,
+    /// Wakes the thread that does the latter.
+    driving: Option<Waker>,
     /// The descriptor is readable.
     signalled: bool,
     /// No more events are taken: the endpoint was dropped.
@@ -277,6 +280,7 @@ impl Inbox {
                 exported: wake.is_some(),
                 wake,
                 waiting: false,
+                driving: None,
                 signalled: false,
                 closed: false,
             }),
@@ -342,8 +346,12 @@ impl Inbox {
     /// Makes the descriptor readable if anybody looks at it.
     pub fn signal(&self) {
         let mut inner = self.inner.lock();
+        if let Some(waker) = &inner.driving {
+            waker.wake_by_ref();
+        }
         // Signals come some time after the event: a tick may have taken it since.
-        let wanted = (inner.exported || inner.waiting) && !inner.signalled && !inner.closed;
+        let wanted =
+            (inner.exported || (inner.waiting && inner.driving.is_none())) && !inner.signalled && !inner.closed;
         if wanted && self.is_ready() {
             if let Some(wake) = &inner.wake {
                 wake.signal();
@@ -423,6 +431,27 @@ impl Inbox {
     pub fn exported(&self) -> Option<Arc<Wake>> {
         let inner = self.inner.lock();
         inner.exported.then(|| inner.wake.clone()).flatten()
+    }
+
+    /// For a thread that drives the sockets until something is pending: whether that is so; if not, `waker` is woken then.
+    pub(crate) fn is_driven(&self, waker: &Waker) -> bool {
+        if self.is_ready() {
+            return true;
+        }
+        let mut inner = self.inner.lock();
+        if inner.driving.is_none() {
+            inner.waiting = true;
+            inner.driving = Some(waker.clone());
+        }
+        self.is_ready()
+    }
+
+    /// It does so no more.
+    pub(crate) fn is_left(&self) {
+        let mut inner = self.inner.lock();
+        if inner.driving.take().is_some() {
+            inner.waiting = false;
+        }
     }
 
     /// Blocks until something is pending, the deadline, or a signal. The caller has let go of the GIL.

@@ -7,7 +7,7 @@
 //! DownQueue::…()     --- bytes, commands -->|--> pump -> out-buffer per connection -> one vectored write
 //! ```
 //!
-//! * [`runtime`]: the process-wide I/O threads; [`down`]: the queue going down and the pump that empties it;
+//! * [`runtime`]: the process-wide I/O threads, and [`driver`], who drives their sockets; [`down`]: the queue going down and the pump that empties it;
 //! * [`inbox`]: the queue going up; [`wake`]: the descriptor that is readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
 //! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`upload`]: forms; [`body`], [`stream`]: what is
@@ -21,6 +21,7 @@ pub mod body;
 pub mod client;
 pub mod connection;
 pub mod down;
+pub mod driver;
 pub mod endpoint;
 pub mod files;
 pub mod http_client;

@@ -2,6 +2,7 @@
 //! clients are not a thousand threads; each thread runs a current-thread tokio runtime and owns its connections.
 
 use crate::down::{DownQueue, deliver};
+use crate::driver::Driver;
 use crate::endpoint::Endpoint;
 use crate::inbox::Event;
 use parking_lot::Mutex;
@@ -32,10 +33,14 @@ pub struct IoThread {
     pub handle: tokio::runtime::Handle,
     /// The queue going down to it.
     pub down: DownQueue,
+    /// Its runtime.
+    pub(crate) driver: Driver,
     /// A permit for each read of a file.
     pub(crate) file_reads: Arc<Semaphore>,
     /// Everybody to tell of a panic that belongs to no connection.
     endpoints: Mutex<Vec<Weak<Endpoint>>>,
+    /// How many of them there are.
+    residents: AtomicUsize,
 }
 
 impl IoThread {
@@ -52,6 +57,11 @@ impl IoThread {
         let mut endpoints = self.endpoints.lock();
         endpoints.retain(|e| e.strong_count() > 0);
         endpoints.push(Arc::downgrade(endpoint));
+        self.residents.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dismiss(&self) {
+        self.residents.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -80,6 +90,14 @@ impl Runtime {
         Ok(runtime)
     }
 
+    /// The only I/O thread, if it serves one endpoint alone: whoever waits for that one may drive it.
+    pub(crate) fn alone(&self) -> Option<&Arc<IoThread>> {
+        match &self.threads[..] {
+            [io] if io.residents.load(Ordering::Relaxed) == 1 => Some(io),
+            _ => None,
+        }
+    }
+
     /// The thread for the next connection, in turn.
     #[must_use]
     pub fn next_thread(&self) -> &Arc<IoThread> {
@@ -87,7 +105,7 @@ impl Runtime {
     }
 }
 
-fn start_thread(index: usize) -> io::Result<Arc<IoThread>> {
+pub(crate) fn start_thread(index: usize) -> io::Result<Arc<IoThread>> {
     // The I/O thread starts the blocking ones, so signals are blocked there too.
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -98,13 +116,15 @@ fn start_thread(index: usize) -> io::Result<Arc<IoThread>> {
         index,
         handle: tokio.handle().clone(),
         down: DownQueue::default(),
+        driver: Driver::new(tokio),
         file_reads: Arc::new(Semaphore::new(FILE_READS)),
         endpoints: Mutex::new(Vec::new()),
+        residents: AtomicUsize::new(0),
     });
-    let pump = DownQueue::pump(Arc::clone(&io));
+    let own = Arc::clone(&io);
     std::thread::Builder::new().name(format!("pyhv-io-{index}")).spawn(move || {
         block_signals();
-        tokio.block_on(pump);
+        own.driver.run(&own);
     })?;
     Ok(io)
 }

@@ -2,6 +2,7 @@
 
 use parking_lot::Mutex;
 use pyhv_engine::connection::Connection;
+use pyhv_engine::driver::Rhythm;
 use pyhv_engine::endpoint::Endpoint;
 use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::wake::Waited;
@@ -60,6 +61,8 @@ pub(crate) struct Ticker {
     rest: Mutex<Rest>,
     /// `rest` is not finished.
     leftover: AtomicBool,
+    /// How the last waits went; only the owner looks.
+    rhythm: Mutex<Rhythm>,
 }
 
 /// The right to run callbacks; given back when dropped.
@@ -175,7 +178,7 @@ impl Ticker {
     ) -> PyResult<()> {
         while !self.is_ready(endpoint) && !until() {
             let waited = py.detach(|| {
-                let waited = endpoint.inbox.wait(deadline);
+                let waited = endpoint.wait(&mut self.rhythm.lock(), deadline);
                 self.park_if_exiting();
                 waited
             });
@@ -230,6 +233,7 @@ impl Ticker {
             endpoint.inbox.nudge();
         }
         *self.rest.lock() = rest;
+        self.rhythm.lock().brought(ran);
         result
     }
 
