@@ -349,14 +349,20 @@ impl Endpoint {
     /// batch's number for [`Inbox::set_done`].
     pub fn take(&self, batch: &mut Batch) -> u64 {
         let epoch = self.inbox.take(batch);
-        if !batch.paused.is_empty() {
-            for io in &self.runtime.threads {
-                let theirs = batch.paused.iter().filter(|conn| Arc::ptr_eq(conn.io(), io)).cloned().collect();
-                DownQueue::push_now(io, Command::Resume(theirs));
-            }
-            batch.paused.clear();
-        }
+        self.resume(&mut batch.paused);
         epoch
+    }
+
+    /// Lets connections read on that were paused because of a batch.
+    pub fn resume(&self, paused: &mut Vec<Arc<Connection>>) {
+        if paused.is_empty() {
+            return;
+        }
+        for io in &self.runtime.threads {
+            let theirs = paused.iter().filter(|conn| Arc::ptr_eq(conn.io(), io)).cloned().collect();
+            DownQueue::push_now(io, Command::Resume(theirs));
+        }
+        paused.clear();
     }
 
     /// Blocks until something is pending, the deadline, or a signal. The caller has let go of the GIL. `rhythm`: its last

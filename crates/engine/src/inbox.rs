@@ -93,6 +93,20 @@ pub enum Event {
     Taken,
 }
 
+impl Event {
+    /// The number of the channel that it is of.
+    pub(crate) fn channel(&self) -> Option<u32> {
+        match self {
+            Self::Open(conn) => Some(conn.channel()),
+            Self::Message { channel, .. }
+            | Self::LargeMessage { channel, .. }
+            | Self::Close { channel }
+            | Self::Drain { channel } => Some(*channel),
+            _ => None,
+        }
+    }
+}
+
 /// Events in order of arrival, and the bytes they refer to.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -109,6 +123,11 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Payload bytes and event costs together.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
     /// Takes out the event at `index`, if there is one.
     pub fn take(&mut self, index: usize) -> Option<Event> {
         self.events.get_mut(index).map(|event| std::mem::replace(event, Event::Taken))
@@ -292,6 +311,18 @@ impl Inbox {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
+    }
+
+    /// How many events wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.lock().batch.events.len()
+    }
+
+    /// Whether none does.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Whether a thread is blocked in [`Inbox::wait`].

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! * [`runtime`]: the process-wide I/O threads, and [`driver`], who drives their sockets; [`down`]: the queue going down and the pump that empties it;
-//! * [`inbox`]: the queue going up; [`wake`]: the descriptor that is readable while it holds something;
+//! * [`inbox`]: the queue going up; [`backlog`]: what ticks with a budget leave of it; [`wake`]: the descriptor that is readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
 //! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`upload`]: forms; [`body`], [`stream`]: what is
 //!   answered;
@@ -17,6 +17,7 @@
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`proxy`]: who asks when a reverse proxy stands in between; [`settings`]: every limit and timeout with its default.
 
+pub mod backlog;
 pub mod body;
 pub mod client;
 pub mod connection;

@@ -2,7 +2,7 @@
 
 use crate::channel::{self, address_object, headers_object};
 use crate::convert::{self, CloseCode, OpcodeArgument, reason};
-use crate::ticker::{self, Ticker, callback_failed, channel_failed, check_process, fault};
+use crate::ticker::{self, Budget, Ticker, callback_failed, channel_failed, check_process, fault};
 use parking_lot::Mutex;
 use pyhv_engine::client::{self as engine, Attempt, ConnectError, Target};
 use pyhv_engine::connection::Connection;
@@ -261,15 +261,29 @@ impl WebSocketClient {
     /// timeout: seconds to wait if nothing has happened yet; 0 (the default) does not wait, None waits without end.
     /// Ctrl-C ends the wait with KeyboardInterrupt. A client that is neither connected nor connecting does not wait.
     ///
+    /// max_ms, max_events: how much this tick may do, in milliseconds and in events; None (the default): all that is
+    /// pending when it begins. It runs one event at least, and looks at the clock between two. What is left over waits for
+    /// the next tick, together with what has come until then: the channels take turns, one event each, in the order of
+    /// each, so that one that floods delays itself.
+    ///
     /// Returns the number of events. Exceptions of callbacks are logged and passed to `on_error`; KeyboardInterrupt
     /// and SystemExit leave the tick, and what was not yet run is run by the next. Raises RuntimeError inside a
     /// callback of the same client, while another thread is inside `tick()`, and in a child process.
     ///
     /// All callbacks run here, on the calling thread. What they send leaves when the tick ends.
-    #[pyo3(signature = (timeout=Some(0.0)), text_signature = "($self, timeout=0.0)")]
-    fn tick(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<usize> {
+    #[pyo3(
+        signature = (timeout=Some(0.0), *, max_ms=None, max_events=None),
+        text_signature = "($self, timeout=0.0, *, max_ms=None, max_events=None)"
+    )]
+    fn tick(
+        slf: &Bound<'_, Self>,
+        timeout: Option<f64>,
+        max_ms: Option<f64>,
+        max_events: Option<usize>,
+    ) -> PyResult<usize> {
         let py = slf.py();
         let this = slf.get();
+        let budget = Budget::new(max_ms, max_events)?;
         let _turn = this.ticker.enter(py, "tick()")?;
         let Some(endpoint) = this.current() else { return Ok(0) };
         check_process(&endpoint, "client")?;
@@ -281,7 +295,15 @@ impl WebSocketClient {
             return Ok(0);
         }
         let _cork = Cork::new();
-        this.ticker.run(&endpoint, |event, arena| Self::dispatch(slf, &endpoint, event, arena))
+        this.ticker.run(&endpoint, budget, |event, arena| Self::dispatch(slf, &endpoint, event, arena))
+    }
+
+    /// How many events wait for a tick: what a budget left over, and what has come since. Any thread; never blocks.
+    ///
+    /// Inside a callback: without those that this tick may still run.
+    #[getter]
+    fn pending(&self) -> usize {
+        self.current().map_or(0, |endpoint| self.ticker.pending(&endpoint))
     }
 
     /// A descriptor that is readable while events are pending, for select, poll and the loops built on them.

@@ -6,7 +6,7 @@
 use crate::around::version_name;
 use crate::convert::{self, latin1};
 use crate::request::header;
-use crate::ticker::{self, Ticker, check_process, fault};
+use crate::ticker::{self, Budget, Ticker, check_process, fault};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pyhv_engine::endpoint::Endpoint;
@@ -313,7 +313,7 @@ pub(crate) fn http_request<'py>(
     let mut result = None;
     while result.is_none() {
         ticker.wait(py, endpoint, None, || false)?;
-        ticker.run(endpoint, |event, _| {
+        ticker.run(endpoint, Budget::default(), |event, _| {
             match event {
                 Event::Http(event) => match event.what {
                     What::Done(head, body) => result = Some(head_object(py, &head, &body)?),
@@ -438,15 +438,28 @@ impl HttpClient {
     /// timeout: seconds to wait if nothing has happened yet; 0 (the default) does not wait, None waits without end.
     /// Ctrl-C ends the wait with KeyboardInterrupt. Without a request under way it does not wait.
     ///
+    /// max_ms, max_events: how much this tick may do, in milliseconds and in events; None (the default): all that is
+    /// pending when it begins. It runs one event at least, and looks at the clock between two. What is left over waits for
+    /// the next tick, together with what has come until then, in the order of arrival.
+    ///
     /// Returns the number of events. Exceptions of callbacks are logged and passed to `on_error`; KeyboardInterrupt
     /// and SystemExit leave the tick, and what was not yet run is run by the next. Raises RuntimeError inside a
     /// callback of the same object, while another thread is inside `tick()`, and in a child process.
     ///
     /// All callbacks run here, on the calling thread.
-    #[pyo3(signature = (timeout=Some(0.0)), text_signature = "($self, timeout=0.0)")]
-    fn tick(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<usize> {
+    #[pyo3(
+        signature = (timeout=Some(0.0), *, max_ms=None, max_events=None),
+        text_signature = "($self, timeout=0.0, *, max_ms=None, max_events=None)"
+    )]
+    fn tick(
+        slf: &Bound<'_, Self>,
+        timeout: Option<f64>,
+        max_ms: Option<f64>,
+        max_events: Option<usize>,
+    ) -> PyResult<usize> {
         let py = slf.py();
         let this = slf.get();
+        let budget = Budget::new(max_ms, max_events)?;
         let _turn = this.ticker.enter(py, "tick()")?;
         let Some(endpoint) = this.endpoint() else { return Ok(0) };
         check_process(&endpoint, "client")?;
@@ -456,7 +469,7 @@ impl HttpClient {
         if !this.ticker.is_ready(&endpoint) {
             return Ok(0);
         }
-        this.ticker.run(&endpoint, |event, _| Self::dispatch(slf, event))
+        this.ticker.run(&endpoint, budget, |event, _| Self::dispatch(slf, event))
     }
 
     /// A descriptor that is readable while events are pending, for select, poll and the loops built on them.

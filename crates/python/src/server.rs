@@ -5,7 +5,9 @@ use crate::channel::WebSocketChannel;
 use crate::convert;
 use crate::handler::{Handler, Handlers};
 use crate::request::{HttpRequest, header};
-use crate::ticker::{self, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault};
+use crate::ticker::{
+    self, Budget, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault,
+};
 use parking_lot::{Condvar, Mutex};
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
@@ -156,9 +158,9 @@ impl Server {
         Ok(())
     }
 
-    fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>) -> PyResult<usize> {
+    fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>, budget: Budget) -> PyResult<usize> {
         let _cork = Cork::new();
-        slf.get().ticker.run(endpoint, |event, arena| Self::dispatch(slf, endpoint, event, arena))
+        slf.get().ticker.run(endpoint, budget, |event, arena| Self::dispatch(slf, endpoint, event, arena))
     }
 
     /// The graceful stop, with the turn held.
@@ -176,7 +178,7 @@ impl Server {
             endpoint.stop(GOING_AWAY);
         }
         loop {
-            let step = Self::run_pending(slf, endpoint).and_then(|_| {
+            let step = Self::run_pending(slf, endpoint, Budget::default()).and_then(|_| {
                 // Also those that a handler has opened since.
                 this.handlers.close_streams();
                 if endpoint.is_idle() && !this.ticker.is_ready(endpoint) {
@@ -391,16 +393,30 @@ impl Server {
     /// timeout: seconds to wait if nothing has happened yet; 0 (the default) does not wait, None waits without end.
     /// Ctrl-C ends the wait with KeyboardInterrupt.
     ///
+    /// max_ms, max_events: how much this tick may do, in milliseconds and in events; None (the default): all that is
+    /// pending when it begins. It runs one event at least, and looks at the clock between two. What is left over waits for
+    /// the next tick, together with what has come until then: the channels take turns, one event each, in the order of
+    /// each, so that one that floods delays itself.
+    ///
     /// Returns the number of events. Exceptions of callbacks are logged and passed to `on_error`;
     /// KeyboardInterrupt and SystemExit leave the tick, and what was not yet run is run by the next. Raises
     /// RuntimeError inside a callback of the same server, while another thread is inside `tick()`, before `start()`,
     /// and in a child process. After `stop()` it returns 0 at once.
     ///
     /// All callbacks run here, on the calling thread. What they send leaves when the tick ends.
-    #[pyo3(signature = (timeout=Some(0.0)), text_signature = "($self, timeout=0.0)")]
-    fn tick(slf: &Bound<'_, Self>, timeout: Option<f64>) -> PyResult<usize> {
+    #[pyo3(
+        signature = (timeout=Some(0.0), *, max_ms=None, max_events=None),
+        text_signature = "($self, timeout=0.0, *, max_ms=None, max_events=None)"
+    )]
+    fn tick(
+        slf: &Bound<'_, Self>,
+        timeout: Option<f64>,
+        max_ms: Option<f64>,
+        max_events: Option<usize>,
+    ) -> PyResult<usize> {
         let py = slf.py();
         let this = slf.get();
+        let budget = Budget::new(max_ms, max_events)?;
         let turn = this.ticker.enter(py, "tick()")?;
         let Some(server) = this.running() else {
             if this.started_once.load(Ordering::Relaxed) {
@@ -417,7 +433,7 @@ impl Server {
                 this.stop_requested.load(Ordering::Relaxed)
             })?;
             let _cork = Cork::new();
-            let ran = if this.ticker.is_ready(endpoint) { Self::run_pending(slf, endpoint)? } else { 0 };
+            let ran = if this.ticker.is_ready(endpoint) { Self::run_pending(slf, endpoint, budget)? } else { 0 };
             if let Err(error) = slf.call_method0(intern!(py, "on_tick")) {
                 callback_failed(slf, "on_tick", error)?;
             }
@@ -477,6 +493,14 @@ impl Server {
         let _turn = this.ticker.enter(py, "stop()")?;
         this.take_stop_request();
         Self::stop_now(slf, timeout)
+    }
+
+    /// How many events wait for a tick: what a budget left over, and what has come since. Any thread; never blocks.
+    ///
+    /// Inside a callback: without those that this tick may still run.
+    #[getter]
+    fn pending(&self) -> usize {
+        self.running().map_or(0, |server| self.ticker.pending(&server.endpoint))
     }
 
     /// A descriptor that is readable while events are pending, for select, poll and the loops built on them.

@@ -1,12 +1,13 @@
 //! What a tick is, for servers and clients alike: one thread at a time, a batch run to its end, exceptions survived.
 
 use parking_lot::Mutex;
+use pyhv_engine::backlog::{Backlog, Next};
 use pyhv_engine::connection::Connection;
 use pyhv_engine::driver::Rhythm;
 use pyhv_engine::endpoint::Endpoint;
 use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::wake::Waited;
-use pyo3::exceptions::{PyException, PyRuntimeError};
+use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use std::cell::Cell;
@@ -49,6 +50,70 @@ struct Rest {
     batch: Batch,
     next: usize,
     epoch: u64,
+    /// What ticks with a budget have left over; older than what is in `batch`, which is empty then.
+    backlog: Backlog,
+}
+
+impl Rest {
+    fn left(&self) -> usize {
+        self.batch.events.len().saturating_sub(self.next) + self.backlog.len()
+    }
+}
+
+/// How much one tick may do: at least one event, then until one of them is reached.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Budget {
+    time: Option<Duration>,
+    events: Option<usize>,
+}
+
+impl Budget {
+    /// Of the arguments of `tick`.
+    pub(crate) fn new(max_ms: Option<f64>, max_events: Option<usize>) -> PyResult<Self> {
+        /// Seconds; beyond any frame, and no overflow.
+        const LONGEST: f64 = 1e6;
+        if max_events == Some(0) {
+            return Err(PyValueError::new_err("max_events=0: a tick runs one event at least"));
+        }
+        if let Some(ms) = max_ms
+            && (ms.is_nan() || ms <= 0.0)
+        {
+            return Err(PyValueError::new_err(format!("max_ms={ms}: give milliseconds above 0, or None")));
+        }
+        let time = max_ms.map(|ms| Duration::from_secs_f64((ms / 1e3).min(LONGEST)));
+        Ok(Self { time, events: max_events })
+    }
+
+    fn is_endless(self) -> bool {
+        self.time.is_none() && self.events.is_none()
+    }
+
+    /// Begins to count.
+    fn begin(self) -> Spending {
+        Spending { until: self.time.map(|time| Instant::now() + time), left: self.events.unwrap_or(usize::MAX), ran: 0 }
+    }
+}
+
+/// A budget while a tick lives on it.
+struct Spending {
+    until: Option<Instant>,
+    left: usize,
+    ran: usize,
+}
+
+impl Spending {
+    /// An event has run.
+    #[inline]
+    fn count(&mut self) {
+        self.ran += 1;
+        self.left -= 1;
+    }
+
+    /// Whether it is used up. Looks at the clock for every event: a callback may take as long as it likes.
+    #[inline]
+    fn is_over(&self) -> bool {
+        self.left == 0 || (self.ran > 0 && self.until.is_some_and(|end| Instant::now() >= end))
+    }
 }
 
 /// The ticking side of one server or client.
@@ -61,6 +126,8 @@ pub(crate) struct Ticker {
     rest: Mutex<Rest>,
     /// `rest` is not finished.
     leftover: AtomicBool,
+    /// The events in it, for `pending`.
+    left: AtomicUsize,
     /// How the last waits went; only the owner looks.
     rhythm: Mutex<Rhythm>,
 }
@@ -202,45 +269,103 @@ impl Ticker {
         }
     }
 
-    /// Runs the pending batch, or what an exception left of the last one. `run` gets each event and the arena; what
-    /// it returns as an error leaves the tick, and the rest stays for the next.
+    /// Runs the pending batch, or what the last tick left of one, within the budget. `run` gets each event and the arena;
+    /// what it returns as an error leaves the tick, and the rest stays for the next.
     pub(crate) fn run(
         &self,
         endpoint: &Arc<Endpoint>,
+        budget: Budget,
         mut run: impl FnMut(Event, &[u8]) -> PyResult<()>,
     ) -> PyResult<usize> {
         let mut rest = std::mem::take(&mut *self.rest.lock());
-        if rest.next >= rest.batch.events.len() {
-            rest.batch.clear();
-            rest.next = 0;
-            rest.epoch = endpoint.take(&mut rest.batch);
-        }
-        let mut ran = 0;
-        let result = loop {
-            let Some(event) = rest.batch.take(rest.next) else {
-                endpoint.inbox.set_done(rest.epoch);
-                break Ok(ran);
-            };
-            rest.next += 1;
-            if let Err(error) = run(event, &rest.batch.arena) {
-                break Err(error);
-            }
-            ran += 1;
+        let mut spending = budget.begin();
+        let result = if rest.backlog.is_empty() {
+            Self::run_batch(endpoint, &mut rest, budget, &mut spending, &mut run)
+        } else {
+            Self::run_backlog(endpoint, &mut rest, &mut spending, &mut run)
         };
+        let left = rest.left();
         // After an error the next tick comes here even if nothing is left, to mark the batch as done.
-        self.leftover.store(result.is_err(), Ordering::Relaxed);
-        if result.is_err() {
+        let again = left > 0 || result.is_err();
+        self.leftover.store(again, Ordering::Relaxed);
+        self.left.store(left, Ordering::Relaxed);
+        if again {
             endpoint.inbox.nudge();
         }
         *self.rest.lock() = rest;
-        self.rhythm.lock().brought(ran);
+        self.rhythm.lock().brought(spending.ran);
+        result.map(|()| spending.ran)
+    }
+
+    /// The usual way: what is pending, in the order of arrival.
+    fn run_batch(
+        endpoint: &Arc<Endpoint>,
+        rest: &mut Rest,
+        budget: Budget,
+        spending: &mut Spending,
+        run: &mut impl FnMut(Event, &[u8]) -> PyResult<()>,
+    ) -> PyResult<()> {
+        if rest.next >= rest.batch.events.len() {
+            rest.batch.clear();
+            rest.next = 0;
+            rest.epoch = endpoint.inbox.take(&mut rest.batch);
+            if budget.is_endless() {
+                endpoint.resume(&mut rest.batch.paused);
+            }
+        }
+        while let Some(event) = rest.batch.take(rest.next) {
+            rest.next += 1;
+            run(event, &rest.batch.arena)?;
+            spending.count();
+            if spending.is_over() && rest.next < rest.batch.events.len() {
+                let (batch, next) = (std::mem::take(&mut rest.batch), std::mem::take(&mut rest.next));
+                rest.backlog.add(batch, rest.epoch, next);
+                return Ok(());
+            }
+        }
+        endpoint.inbox.set_done(rest.epoch);
+        endpoint.resume(&mut rest.batch.paused);
+        Ok(())
+    }
+
+    /// After ticks whose budget did not suffice: what they left and what has come since, in fair turns.
+    fn run_backlog(
+        endpoint: &Arc<Endpoint>,
+        rest: &mut Rest,
+        spending: &mut Spending,
+        run: &mut impl FnMut(Event, &[u8]) -> PyResult<()>,
+    ) -> PyResult<()> {
+        if endpoint.inbox.is_ready() && rest.backlog.size() < endpoint.settings.max_pending_bytes {
+            let mut batch = Batch::default();
+            let epoch = endpoint.inbox.take(&mut batch);
+            rest.backlog.add(batch, epoch, 0);
+        }
+        let mut result = Ok(());
+        while result.is_ok() && !spending.is_over() {
+            let Some(Next { event, arena }) = rest.backlog.pop() else { break };
+            result = run(event, arena);
+            if result.is_ok() {
+                spending.count();
+            }
+        }
+        let (mut paused, done) = rest.backlog.settle();
+        endpoint.resume(&mut paused);
+        if let Some(done) = done {
+            endpoint.inbox.set_done(done);
+        }
         result
+    }
+
+    /// How many events wait for a tick, what the last one left included. Any thread.
+    pub(crate) fn pending(&self, endpoint: &Endpoint) -> usize {
+        self.left.load(Ordering::Relaxed) + endpoint.inbox.len()
     }
 
     /// Forgets what is left, at the end of a run.
     pub(crate) fn reset(&self) {
         let rest = std::mem::take(&mut *self.rest.lock());
         self.leftover.store(false, Ordering::Relaxed);
+        self.left.store(0, Ordering::Relaxed);
         drop(rest);
     }
 }
