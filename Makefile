@@ -19,7 +19,7 @@ LOAD = --manifest-path benchmarks/load/Cargo.toml
 FUZZ = --manifest-path fuzz/Cargo.toml
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test build test-rust test-python lint format bench compliance fuzz soak audit smoke lock clean
+.PHONY: help demo test build test-rust test-python lint format bench instructions compliance fuzz soak audit smoke lock clean
 
 help:
 	@echo "make demo     run the chat of examples/chat on http://127.0.0.1:$(PORT) (PORT=...)"
@@ -29,6 +29,7 @@ help:
 	@echo "make format   let cargo fmt and ruff format the code"
 	@echo "make test-rust, make test-python   one half of the tests (PYTEST_ARGS='-k echo')"
 	@echo "make bench    build and run the benchmarks (BENCH_ARGS='--peers pyhv,picows --seconds 1')"
+	@echo "make instructions   count the instructions per message anew, and record them for make test to compare with"
 	@echo "make compliance   all cases of the conformance suite, both sides (COMPLIANCE_ARGS='--side client --cases 9.*')"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"
 	@echo "make soak     a server under mixed load for MINUTES=$(MINUTES)"
@@ -99,6 +100,11 @@ format: .venv/.dev-tools
 bench:
 	@$(REQUIRE) python rust linker
 	@PYTHON="$(PYTHON)" sh benchmarks/bench.sh $(BENCH_ARGS)
+
+# make test compares with what this records, by tests/test_instructions.py.
+instructions: build
+	@echo "== instructions per message"
+	@exec $(BIN)/python benchmarks/instructions.py --runs 3 --record
 
 # make test runs the fast form of it, by tests/test_compliance.py.
 compliance: build

@@ -26,6 +26,7 @@ __all__ = [
     "WebSocketClient",
     "_after_fork_in_child",
     "_before_exit",
+    "_is_optimized",
     "http_request",
     "io_threads",
     "make_dev_certificates",
@@ -40,6 +41,7 @@ def http_request(
 ) -> dict[str, Any]: ...
 def _after_fork_in_child() -> None: ...
 def _before_exit() -> None: ...
+def _is_optimized() -> bool: ...
 
 @final
 class WebSocketChannel:

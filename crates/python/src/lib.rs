@@ -59,6 +59,12 @@ fn make_dev_certificates(names: Vec<String>) -> PyResult<(String, String, String
     Ok((made.authority, made.certificate, made.key))
 }
 
+/// Whether this was built with optimisation and without debug assertions: only then speed means anything.
+#[pyfunction]
+fn _is_optimized() -> bool {
+    !cfg!(debug_assertions)
+}
+
 /// Registered with `atexit`.
 #[pyfunction]
 fn _before_exit(py: Python<'_>) -> PyResult<()> {
@@ -91,5 +97,5 @@ mod _native {
     #[pymodule_export]
     use super::writer::StreamWriter;
     #[pymodule_export]
-    use super::{_after_fork_in_child, _before_exit, io_threads, make_dev_certificates, set_io_threads};
+    use super::{_after_fork_in_child, _before_exit, _is_optimized, io_threads, make_dev_certificates, set_io_threads};
 }
