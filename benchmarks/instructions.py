@@ -34,8 +34,8 @@ COMMAND = "make instructions"
 LIMIT = 300
 
 #: By how much a count may differ from the recorded one where all that it depends on is the same. The codec's do not
-#: differ from run to run at all; those of a tick by up to half a hundredth. The rest is for changes elsewhere in the
-#: extension, which move what the compiler inlines.
+#: differ from run to run at all; those of a tick by up to 2 %, where large blocks lie differently in memory. The rest
+#: is for changes elsewhere in the extension, which move what the compiler inlines.
 MARGINS = {"codec": 0.03, "tick": 0.05}
 
 #: By how much it may be more where the tools are of other versions: enough for them, and not for a lost fast path.

@@ -14,6 +14,7 @@ import pytest
 
 import instructions
 from instructions import CountError, Counts
+from pyhv import _native
 
 RECORDED = instructions.load()
 ROWS = [(group, row) for group in instructions.GROUPS for row in RECORDED[group]]
@@ -88,6 +89,20 @@ def test_compared_within_the_narrow_margins(group: str) -> None:
 # How counts are read and judged
 
 HERE = {"processor": "x86_64, avx2", "valgrind": "3.19.0", "libc": "glibc 2.36", "rustc": "1.95.0", "python": "3.11.7"}
+
+
+class TestWhyNot:
+    @pytest.mark.parametrize("group", instructions.GROUPS)
+    def test_without_valgrind(self, group: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        assert instructions.why_not(group) == "valgrind is not installed"
+
+    def test_a_development_build(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+        monkeypatch.setattr(_native, "_is_optimized", lambda: False)
+        reason = instructions.why_not("tick")
+        assert reason is not None and "development build" in reason
+        assert instructions.why_not("codec") is None
 
 
 class TestMargins:
