@@ -6,7 +6,7 @@ import base64
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -112,6 +112,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         slow_policy: Literal["close", "drop_newest", "drop_oldest"] = "close",
         compression: Literal["shared", "context"] | None = "shared",
         compression_window_bits: int = 15,
+        latest: Callable[[str | bytes], Hashable | None] | None = None,
     ) -> None:
         """Begins to connect, and returns at once; `on_open`, or `on_error` and `on_close`, follow on a later tick.
 
@@ -144,6 +145,9 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             compresses each message by itself; "context" keeps a context, which makes similar messages smaller and costs
             some hundred KiB; None: off.
         :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
+        :param latest: a function of the message that gives its key, such as the name of the sensor: of the messages
+            with one key that wait for the same tick only the newest comes, and `skipped` counts the others. None, as
+            the default for all: the message stands alone. Runs on the ticking thread.
 
         Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
         connecting. Any thread; never blocks.
@@ -183,9 +187,12 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             "compression_window_bits": compression_window_bits,
             "tell_drain": "on_drain" in self.__dict__ or type(self).on_drain is not HvWebSocketClient.on_drain,
         }
+        if latest is not None and not callable(latest):
+            raise TypeError(f"latest={latest!r}: a function, or None")
         self._connect(
             shown(url), host, port, authority, path, pairs, list(subprotocols), tls if secure else None, settings
         )
+        self._set_latest(latest)
         self._close_timeout = close_timeout
 
     def __enter__(self: _C) -> _C:

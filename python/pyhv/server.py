@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Literal, TypeVar
@@ -135,6 +135,7 @@ class HvWebServer(Reporting, Routes):
         slow_policy: Literal["close", "drop_newest", "drop_oldest"] = "close",
         compression: Literal["shared", "context"] | None = "shared",
         compression_window_bits: int = 15,
+        latest: Callable[[WebSocketChannel, str | bytes], Hashable | None] | None = None,
         max_connections: int = 65_536,
         max_connections_per_address: int | None = None,
         max_concurrent_streams: int = 100,
@@ -189,6 +190,10 @@ class HvWebServer(Reporting, Routes):
             "shared" compresses each message by itself, with one compressor for all channels; "context" keeps a context
             for each channel, which makes similar messages smaller and costs some hundred KiB a channel; None: off.
         :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
+        :param latest: a function of channel and message that gives the key of the message, such as the name of the
+            sensor: of the messages with one key that wait for the same tick only the newest comes, and
+            `channel.skipped` counts the others. None, as the default for all: the message stands alone. Runs on the
+            ticking thread.
         :param max_connections: further connections are closed as they come.
         :param max_connections_per_address: the same for one peer; a trusted proxy is one peer.
         :param max_concurrent_streams: requests at a time on one HTTP/2 connection; further ones are refused.
@@ -245,6 +250,8 @@ class HvWebServer(Reporting, Routes):
             "ask_upgrade": self._overrides("on_ws_upgrade"),
             "tell_drain": self._overrides("on_ws_drain"),
         }
+        if latest is not None and not callable(latest):
+            raise TypeError(f"latest={latest!r}: a function, or None")
         tls = None
         if tls_port is not None:
             if certfile is None:
@@ -260,6 +267,7 @@ class HvWebServer(Reporting, Routes):
                 self._initialized = False
                 raise
         self._start(host, port, tls, settings)
+        self._set_latest(latest)
 
     def run(
         self,

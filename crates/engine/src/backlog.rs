@@ -77,9 +77,21 @@ impl Backlog {
         self.batches.iter().map(|held| held.batch.size()).sum()
     }
 
+    /// The number of the next batch.
+    #[must_use]
+    pub fn next_number(&self) -> u64 {
+        self.first + self.batches.len() as u64
+    }
+
+    /// Takes out a message that a newer one replaces; false if it has run already. Its turn remains, as [`Event::Taken`].
+    pub fn supersede(&mut self, batch: u64, index: usize) -> bool {
+        let held = batch.checked_sub(self.first).and_then(|n| self.batches.get_mut(usize::try_from(n).ok()?));
+        held.is_some_and(|held| held.batch.supersede(index))
+    }
+
     /// Takes the events of a batch from `from` on.
     pub fn add(&mut self, batch: Batch, epoch: u64, from: usize) {
-        let number = self.first + self.batches.len() as u64;
+        let number = self.next_number();
         for (index, event) in batch.events.iter().enumerate().skip(from) {
             // A batch is bounded by max_pending_bytes, far below 2^32 events.
             let place = Place { batch: number, index: u32::try_from(index).unwrap_or(u32::MAX) };

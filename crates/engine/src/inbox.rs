@@ -89,7 +89,7 @@ pub enum Event {
     Log(String),
     /// A panic on a native thread: a bug of ours, surfaces from `tick()`.
     Fault(String),
-    /// What remains in the place of an event that was taken out to be run.
+    /// What remains in the place of an event that was taken out, to be run or because a newer one replaces it.
     Taken,
 }
 
@@ -131,6 +131,17 @@ impl Batch {
     /// Takes out the event at `index`, if there is one.
     pub fn take(&mut self, index: usize) -> Option<Event> {
         self.events.get_mut(index).map(|event| std::mem::replace(event, Event::Taken))
+    }
+
+    /// Takes out a message that a newer one replaces; false if it has been taken already.
+    pub fn supersede(&mut self, index: usize) -> bool {
+        match self.events.get_mut(index) {
+            Some(event @ (Event::Message { .. } | Event::LargeMessage { .. })) => {
+                *event = Event::Taken;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Empties it for reuse. Beyond a modest capacity it keeps what steady traffic needs: giving memory back and asking

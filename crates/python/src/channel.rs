@@ -12,7 +12,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyTuple};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// One WebSocket connection of a server, from `on_ws_open` to `on_ws_close`.
 ///
@@ -27,6 +27,8 @@ pub(crate) struct WebSocketChannel {
     query: PyOnceLock<Py<PyAny>>,
     /// The tick has reached the end: `close_code` tells.
     ended: AtomicBool,
+    /// Its messages that gave way to newer ones.
+    pub(crate) skipped: AtomicU32,
 }
 
 /// Sends one frame: what `channel.send` and `client.send` share. `what`: whose connection, for the error.
@@ -97,6 +99,7 @@ impl WebSocketChannel {
             headers: PyOnceLock::new(),
             query: PyOnceLock::new(),
             ended: AtomicBool::new(false),
+            skipped: AtomicU32::new(0),
         }
     }
 
@@ -212,6 +215,13 @@ impl WebSocketChannel {
     #[getter]
     fn dropped(&self) -> u64 {
         self.conn.dropped()
+    }
+
+    /// Messages of the peer that were not delivered because a newer one of the same key had come; see `latest` of
+    /// `HvWebServer.start`.
+    #[getter]
+    fn skipped(&self) -> u32 {
+        self.skipped.load(Ordering::Relaxed)
     }
 
     /// Round-trip time of the newest keep-alive ping that was answered, in seconds; None before the first.

@@ -2,6 +2,7 @@
 
 use crate::channel::{self, address_object, headers_object};
 use crate::convert::{self, CloseCode, OpcodeArgument, reason};
+use crate::latest::{ClientKeys, Keys};
 use crate::ticker::{self, Budget, Ticker, callback_failed, channel_failed, check_process, fault};
 use parking_lot::Mutex;
 use pyhv_engine::client::{self as engine, Attempt, ConnectError, Target};
@@ -19,6 +20,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What the program knows of the connection.
 #[derive(Debug)]
@@ -45,6 +47,10 @@ pub(crate) struct WebSocketClient {
     wake: Mutex<Option<Arc<Wake>>>,
     /// Guards the reference while it is read or replaced.
     error: Mutex<Option<Py<PyAny>>>,
+    /// What `connect(latest=...)` was given.
+    latest: Mutex<Option<Py<PyAny>>>,
+    /// Messages that gave way to newer ones.
+    pub(crate) skipped: AtomicU32,
 }
 
 /// The members of `WsOpcode` that a message can have.
@@ -198,6 +204,8 @@ impl WebSocketClient {
             state: Mutex::new(State::New),
             wake: Mutex::new(None),
             error: Mutex::new(None),
+            latest: Mutex::new(None),
+            skipped: AtomicU32::new(0),
         }
     }
 
@@ -295,7 +303,11 @@ impl WebSocketClient {
             return Ok(0);
         }
         let _cork = Cork::new();
-        this.ticker.run(&endpoint, budget, |event, arena| Self::dispatch(slf, &endpoint, event, arena))
+        let function = this.latest.lock().as_ref().map(|function| function.clone_ref(py));
+        let keys = function.map(|function| ClientKeys { client: slf, function });
+        let keys = keys.as_ref().map(|keys| keys as &dyn Keys);
+        let run = |event, arena: &[u8]| Self::dispatch(slf, &endpoint, event, arena);
+        this.ticker.run(py, &endpoint, budget, keys, run)
     }
 
     /// How many events wait for a tick: what a budget left over, and what has come since. Any thread; never blocks.
@@ -425,6 +437,19 @@ impl WebSocketClient {
         self.connection().map_or(0, |conn| conn.buffered_amount())
     }
 
+    /// Messages that were not delivered because a newer one of the same key had come; see `latest` of `connect`.
+    #[getter]
+    fn skipped(&self) -> u32 {
+        self.skipped.load(Ordering::Relaxed)
+    }
+
+    /// The function of `connect(latest=...)`.
+    fn _set_latest(&self, function: Option<Py<PyAny>>) {
+        let before = std::mem::replace(&mut *self.latest.lock(), function);
+        // Dropped without the lock: it may run Python code.
+        drop(before);
+    }
+
     /// Messages dropped by `slow_policy`, since the connection opened.
     #[getter]
     fn dropped(&self) -> u64 {
@@ -442,11 +467,17 @@ impl WebSocketClient {
         if let Some(error) = self.error.try_lock() {
             visit.call(&*error)?;
         }
+        if let Some(latest) = self.latest.try_lock()
+            && let Some(function) = &*latest
+        {
+            visit.call(function)?;
+        }
         Ok(())
     }
 
     fn __clear__(&self) {
         self.set_error(None);
+        self._set_latest(None);
     }
 }
 

@@ -313,7 +313,7 @@ pub(crate) fn http_request<'py>(
     let mut result = None;
     while result.is_none() {
         ticker.wait(py, endpoint, None, || false)?;
-        ticker.run(endpoint, Budget::default(), |event, _| {
+        ticker.run(py, endpoint, Budget::default(), None, |event, _| {
             match event {
                 Event::Http(event) => match event.what {
                     What::Done(head, body) => result = Some(head_object(py, &head, &body)?),
@@ -469,7 +469,7 @@ impl HttpClient {
         if !this.ticker.is_ready(&endpoint) {
             return Ok(0);
         }
-        this.ticker.run(&endpoint, budget, |event, _| Self::dispatch(slf, event))
+        this.ticker.run(py, &endpoint, budget, None, |event, _| Self::dispatch(slf, event))
     }
 
     /// A descriptor that is readable while events are pending, for select, poll and the loops built on them.

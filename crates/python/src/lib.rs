@@ -16,6 +16,7 @@ mod client;
 mod convert;
 mod handler;
 mod http_client;
+mod latest;
 mod request;
 mod response;
 mod server;

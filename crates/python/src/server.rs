@@ -4,6 +4,7 @@ use crate::around;
 use crate::channel::WebSocketChannel;
 use crate::convert;
 use crate::handler::{Handler, Handlers};
+use crate::latest::{Keys, ServerKeys};
 use crate::request::{HttpRequest, header};
 use crate::ticker::{
     self, Budget, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault,
@@ -44,6 +45,8 @@ pub(crate) struct Server {
     /// Guards what is done around answers while a part of it is replaced.
     around: Mutex<Around>,
     handlers: Handlers,
+    /// What `start(latest=...)` was given.
+    latest: Mutex<Option<Py<PyAny>>>,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
     channels: Mutex<Vec<Option<Py<WebSocketChannel>>>>,
     /// The descriptor, once handed out, outlives a run.
@@ -69,7 +72,7 @@ impl Server {
         }
     }
 
-    fn channel(&self, py: Python<'_>, number: u32) -> Option<Py<WebSocketChannel>> {
+    pub(crate) fn channel(&self, py: Python<'_>, number: u32) -> Option<Py<WebSocketChannel>> {
         let channels = self.channels.lock();
         channels.get(number as usize)?.as_ref().map(|channel| channel.clone_ref(py))
     }
@@ -160,7 +163,11 @@ impl Server {
 
     fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>, budget: Budget) -> PyResult<usize> {
         let _cork = Cork::new();
-        slf.get().ticker.run(endpoint, budget, |event, arena| Self::dispatch(slf, endpoint, event, arena))
+        let function = slf.get().latest.lock().as_ref().map(|function| function.clone_ref(slf.py()));
+        let keys = function.map(|function| ServerKeys { server: slf, function });
+        let keys = keys.as_ref().map(|keys| keys as &dyn Keys);
+        let run = |event, arena: &[u8]| Self::dispatch(slf, endpoint, event, arena);
+        slf.get().ticker.run(slf.py(), endpoint, budget, keys, run)
     }
 
     /// The graceful stop, with the turn held.
@@ -240,6 +247,7 @@ impl Server {
             router: Mutex::new(Routes::default()),
             around: Mutex::default(),
             handlers: Handlers::default(),
+            latest: Mutex::new(None),
             channels: Mutex::new(Vec::new()),
             wake: Mutex::new(None),
             stop_timeout: Mutex::new(None),
@@ -252,6 +260,13 @@ impl Server {
     /// Takes whatever the program's own `__init__` takes.
     #[pyo3(signature = (*_args, **_kwargs))]
     fn __init__(&self, _args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) {}
+
+    /// The function of `start(latest=...)`.
+    fn _set_latest(&self, function: Option<Py<PyAny>>) {
+        let before = std::mem::replace(&mut *self.latest.lock(), function);
+        // Dropped without the lock: it may run Python code.
+        drop(before);
+    }
 
     /// Listens. tls: port, certificate file and key file.
     fn _start(
@@ -593,12 +608,18 @@ impl Server {
                 visit.call(channel)?;
             }
         }
+        if let Some(latest) = self.latest.try_lock()
+            && let Some(function) = &*latest
+        {
+            visit.call(function)?;
+        }
         self.handlers.traverse(&visit)
     }
 
     fn __clear__(&self) {
         let channels = std::mem::take(&mut *self.channels.lock());
         drop(channels);
+        self._set_latest(None);
         self.handlers.clear();
     }
 }

@@ -1,5 +1,6 @@
 //! What a tick is, for servers and clients alike: one thread at a time, a batch run to its end, exceptions survived.
 
+use crate::latest::{Keys, Newest};
 use parking_lot::Mutex;
 use pyhv_engine::backlog::{Backlog, Next};
 use pyhv_engine::connection::Connection;
@@ -52,6 +53,8 @@ struct Rest {
     epoch: u64,
     /// What ticks with a budget have left over; older than what is in `batch`, which is empty then.
     backlog: Backlog,
+    /// For `latest=`.
+    newest: Newest,
 }
 
 impl Rest {
@@ -273,16 +276,18 @@ impl Ticker {
     /// what it returns as an error leaves the tick, and the rest stays for the next.
     pub(crate) fn run(
         &self,
+        py: Python<'_>,
         endpoint: &Arc<Endpoint>,
         budget: Budget,
+        latest: Option<&dyn Keys>,
         mut run: impl FnMut(Event, &[u8]) -> PyResult<()>,
     ) -> PyResult<usize> {
         let mut rest = std::mem::take(&mut *self.rest.lock());
         let mut spending = budget.begin();
         let result = if rest.backlog.is_empty() {
-            Self::run_batch(endpoint, &mut rest, budget, &mut spending, &mut run)
+            Self::run_batch(py, endpoint, &mut rest, budget, latest, &mut spending, &mut run)
         } else {
-            Self::run_backlog(endpoint, &mut rest, &mut spending, &mut run)
+            Self::run_backlog(py, endpoint, &mut rest, latest, &mut spending, &mut run)
         };
         let left = rest.left();
         // After an error the next tick comes here even if nothing is left, to mark the batch as done.
@@ -299,9 +304,11 @@ impl Ticker {
 
     /// The usual way: what is pending, in the order of arrival.
     fn run_batch(
+        py: Python<'_>,
         endpoint: &Arc<Endpoint>,
         rest: &mut Rest,
         budget: Budget,
+        latest: Option<&dyn Keys>,
         spending: &mut Spending,
         run: &mut impl FnMut(Event, &[u8]) -> PyResult<()>,
     ) -> PyResult<()> {
@@ -312,9 +319,17 @@ impl Ticker {
             if budget.is_endless() {
                 endpoint.resume(&mut rest.batch.paused);
             }
+            rest.newest.clear();
+            if let Some(keys) = latest {
+                let number = rest.backlog.next_number();
+                rest.newest.sift(py, keys, &mut rest.batch, number, |_, _| false)?;
+            }
         }
         while let Some(event) = rest.batch.take(rest.next) {
             rest.next += 1;
+            if matches!(event, Event::Taken) {
+                continue;
+            }
             run(event, &rest.batch.arena)?;
             spending.count();
             if spending.is_over() && rest.next < rest.batch.events.len() {
@@ -330,19 +345,30 @@ impl Ticker {
 
     /// After ticks whose budget did not suffice: what they left and what has come since, in fair turns.
     fn run_backlog(
+        py: Python<'_>,
         endpoint: &Arc<Endpoint>,
         rest: &mut Rest,
+        latest: Option<&dyn Keys>,
         spending: &mut Spending,
         run: &mut impl FnMut(Event, &[u8]) -> PyResult<()>,
     ) -> PyResult<()> {
         if endpoint.inbox.is_ready() && rest.backlog.size() < endpoint.settings.max_pending_bytes {
             let mut batch = Batch::default();
             let epoch = endpoint.inbox.take(&mut batch);
+            let number = rest.backlog.next_number();
+            let sifted = latest.map_or(Ok(()), |keys| {
+                let backlog = &mut rest.backlog;
+                rest.newest.sift(py, keys, &mut batch, number, |number, index| backlog.supersede(number, index))
+            });
             rest.backlog.add(batch, epoch, 0);
+            sifted?;
         }
         let mut result = Ok(());
         while result.is_ok() && !spending.is_over() {
             let Some(Next { event, arena }) = rest.backlog.pop() else { break };
+            if matches!(event, Event::Taken) {
+                continue;
+            }
             result = run(event, arena);
             if result.is_ok() {
                 spending.count();
