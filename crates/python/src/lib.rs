@@ -20,6 +20,7 @@ mod latest;
 mod request;
 mod response;
 mod server;
+mod stopping;
 mod ticker;
 mod upload;
 mod writer;

@@ -6,10 +6,11 @@ use crate::convert;
 use crate::handler::{Handler, Handlers};
 use crate::latest::{Keys, ServerKeys};
 use crate::request::{HttpRequest, header};
+use crate::stopping::{self, Stopping};
 use crate::ticker::{
-    self, Budget, Owner, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault,
+    self, Budget, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault,
 };
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::files::{Files, Options};
@@ -19,7 +20,7 @@ use pyhv_engine::server::{self as engine, Routes, Target};
 use pyhv_engine::tls::server_config;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::{MessageKind, Opcode};
-use pyo3::exceptions::{PyRuntimeError, PyTimeoutError, PyValueError};
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -27,40 +28,30 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-/// RFC 6455 section 7.4.1: an endpoint is "going away", such as a server going down.
-const GOING_AWAY: u16 = 1001;
-/// How long an abort may take on the I/O thread before `stop` returns without it.
-const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 /// The native base of HvWebServer.
 #[pyclass(frozen, subclass, weakref, module = "pyhv._native")]
 pub(crate) struct Server {
-    ticker: Ticker,
+    pub(crate) ticker: Ticker,
     /// Guards the running server while it is looked up or replaced.
-    run: Mutex<Option<Arc<engine::Server>>>,
+    pub(crate) run: Mutex<Option<Arc<engine::Server>>>,
     /// Guards the routes while one is added.
     router: Mutex<Routes>,
     /// Guards what is done around answers while a part of it is replaced.
     around: Mutex<Around>,
-    handlers: Handlers,
+    pub(crate) handlers: Handlers,
     /// What `start(latest=...)` was given.
     latest: Mutex<Option<Py<PyAny>>>,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
-    channels: Mutex<Vec<Option<Py<WebSocketChannel>>>>,
+    pub(crate) channels: Mutex<Vec<Option<Py<WebSocketChannel>>>>,
     /// The descriptor, once handed out, outlives a run.
     wake: Mutex<Option<Arc<Wake>>>,
-    /// A stop that the ticking thread is to make at the end of its tick, and its timeout.
-    stop_timeout: Mutex<Option<f64>>,
-    stop_requested: AtomicBool,
-    /// Told when a run has ended.
-    stopped: Condvar,
+    pub(crate) stopping: Stopping,
     started_once: AtomicBool,
 }
 
 impl Server {
-    fn running(&self) -> Option<Arc<engine::Server>> {
+    pub(crate) fn running(&self) -> Option<Arc<engine::Server>> {
         self.run.lock().clone()
     }
 
@@ -161,77 +152,13 @@ impl Server {
         Ok(())
     }
 
-    fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>, budget: Budget) -> PyResult<usize> {
+    pub(crate) fn run_pending(slf: &Bound<'_, Self>, endpoint: &Arc<Endpoint>, budget: Budget) -> PyResult<usize> {
         let _cork = Cork::new();
         let function = slf.get().latest.lock().as_ref().map(|function| function.clone_ref(slf.py()));
         let keys = function.map(|function| ServerKeys { server: slf, function });
         let keys = keys.as_ref().map(|keys| keys as &dyn Keys);
         let run = |event, arena: &[u8]| Self::dispatch(slf, endpoint, event, arena);
         slf.get().ticker.run(slf.py(), endpoint, budget, keys, run)
-    }
-
-    /// The graceful stop, with the turn held.
-    fn stop_now(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<()> {
-        let this = slf.get();
-        let Some(server) = this.running() else { return Ok(()) };
-        let endpoint = &server.endpoint;
-        let mut deadline = Instant::now() + convert::seconds("timeout", timeout)?;
-        let mut aborted = timeout == 0.0;
-        let mut interrupted = None;
-        if aborted {
-            deadline += ABORT_GRACE;
-            endpoint.abort();
-        } else {
-            endpoint.stop(GOING_AWAY);
-        }
-        loop {
-            let step = Self::run_pending(slf, endpoint, Budget::default()).and_then(|_| {
-                // Also those that a handler has opened since.
-                this.handlers.close_streams();
-                if endpoint.is_idle() && !this.ticker.is_ready(endpoint) {
-                    return Ok(true);
-                }
-                this.ticker.wait(slf.py(), endpoint, Some(deadline), || endpoint.is_idle())?;
-                Ok(false)
-            });
-            match step {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(error) => {
-                    // Ctrl-C while stopping: no more waiting, but the close callbacks still run, then it goes on up.
-                    interrupted.get_or_insert(error);
-                    if !aborted {
-                        deadline = Instant::now();
-                    }
-                }
-            }
-            if Instant::now() >= deadline {
-                if aborted && !this.ticker.is_ready(endpoint) {
-                    break;
-                }
-                if !aborted {
-                    aborted = true;
-                    deadline = Instant::now() + ABORT_GRACE;
-                    endpoint.abort();
-                }
-            }
-        }
-        // Nothing is left to be delivered; what an I/O thread has not finished is on its own.
-        endpoint.discard();
-        this.ticker.reset();
-        let left = std::mem::take(&mut *this.channels.lock());
-        let streams = this.handlers.take_streams();
-        *this.run.lock() = None;
-        this.stopped.notify_all();
-        drop((left, streams));
-        interrupted.map_or(Ok(()), Err)
-    }
-
-    fn take_stop_request(&self) -> Option<f64> {
-        if !self.stop_requested.swap(false, Ordering::Relaxed) {
-            return None;
-        }
-        self.stop_timeout.lock().take()
     }
 }
 
@@ -250,9 +177,7 @@ impl Server {
             latest: Mutex::new(None),
             channels: Mutex::new(Vec::new()),
             wake: Mutex::new(None),
-            stop_timeout: Mutex::new(None),
-            stop_requested: AtomicBool::new(false),
-            stopped: Condvar::new(),
+            stopping: Stopping::default(),
             started_once: AtomicBool::new(false),
         }
     }
@@ -301,7 +226,7 @@ impl Server {
             let listen = engine::Listen { host: host.clone(), port: number, tls };
             engine::Server::start(endpoint, router, around, listen).map_err(|e| convert::listen_error(&host, &e))
         })?;
-        self.stop_requested.store(false, Ordering::Relaxed);
+        self.stopping.take_request();
         self.started_once.store(true, Ordering::Relaxed);
         *self.run.lock() = Some(Arc::new(server));
         Ok(())
@@ -444,9 +369,7 @@ impl Server {
         endpoint.note_tick();
         let deadline = convert::deadline(timeout)?;
         let ran = (|| {
-            this.ticker.wait_if(timeout != Some(0.0), py, endpoint, deadline, || {
-                this.stop_requested.load(Ordering::Relaxed)
-            })?;
+            this.ticker.wait_if(timeout != Some(0.0), py, endpoint, deadline, || this.stopping.is_requested())?;
             let _cork = Cork::new();
             let ran = if this.ticker.is_ready(endpoint) { Self::run_pending(slf, endpoint, budget)? } else { 0 };
             if let Err(error) = slf.call_method0(intern!(py, "on_tick")) {
@@ -455,8 +378,8 @@ impl Server {
             Ok(ran)
         })();
         // Also when an exception leaves the tick: whoever asked is waiting.
-        if let Some(timeout) = this.take_stop_request() {
-            Self::stop_now(slf, timeout)?;
+        if let Some(timeout) = this.stopping.take_request() {
+            stopping::stop_now(slf, timeout)?;
         }
         drop(turn);
         ran
@@ -473,41 +396,7 @@ impl Server {
     /// the server does not run.
     #[pyo3(signature = (timeout=5.0))]
     fn stop(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<()> {
-        let py = slf.py();
-        let this = slf.get();
-        let limit = convert::seconds("timeout", timeout)?;
-        let Some(server) = this.running() else { return Ok(()) };
-        check_process(&server.endpoint, "server")?;
-        match this.ticker.owner(py)? {
-            Owner::Nobody => {}
-            owner => {
-                *this.stop_timeout.lock() = Some(timeout);
-                this.stop_requested.store(true, Ordering::Relaxed);
-                if matches!(owner, Owner::Another) {
-                    server.endpoint.inbox.nudge();
-                    let deadline = Instant::now() + limit + ABORT_GRACE;
-                    let stopped = py.detach(|| {
-                        let mut run = this.run.lock();
-                        while run.as_ref().is_some_and(|r| Arc::ptr_eq(r, &server)) {
-                            if this.stopped.wait_until(&mut run, deadline).timed_out() {
-                                return false;
-                            }
-                        }
-                        true
-                    });
-                    if !stopped {
-                        return Err(PyTimeoutError::new_err(format!(
-                            "the thread inside tick() has not stopped the server within timeout={timeout} s: a callback \
-                             may be blocking it"
-                        )));
-                    }
-                }
-                return Ok(());
-            }
-        }
-        let _turn = this.ticker.enter(py, "stop()")?;
-        this.take_stop_request();
-        Self::stop_now(slf, timeout)
+        stopping::stop(slf, timeout)
     }
 
     /// How many events wait for a tick: what a budget left over, and what has come since. Any thread; never blocks.
