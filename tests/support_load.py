@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,9 +43,15 @@ class Program:
     stderr are one pseudo-terminal.
     """
 
-    def __init__(self, *arguments: str | Path, terminal: bool = False, stdin: int | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        terminal: bool = False,
+        stdin: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         command = [sys.executable, *map(str, arguments)]
-        environment = {**python_environment(), "PYTHONIOENCODING": "utf-8", "TERM": "dumb"}
+        environment = {**python_environment(), "PYTHONIOENCODING": "utf-8", "TERM": "dumb", **(environment or {})}
         self.output = ""
         self._ended = False
         if terminal:

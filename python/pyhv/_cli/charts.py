@@ -125,5 +125,5 @@ def curve(values: Sequence[float], out: Output, step: float, columns: int = 60, 
         label = f"{top:,.0f}" if row == rows - 1 else "0" if row == 0 else ""
         lines.append(f"{label:>10} {out.paint(drawn.rstrip(), 'bar')}")
     end = f"{len(values) * step:.3g} s"
-    lines.append(" " * 11 + "0 s" + end.rjust(max(len(values) - 3, len(end) + 1)))
+    lines.append(f"{'':10} 0 s {end.rjust(len(values) - 4)}")
     return lines

@@ -9,7 +9,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,7 +49,13 @@ command line is wrong; 3 closed otherwise; 4 no answer within --timeout with --o
 output, 143 SIGTERM.
 """
 
-_COMMANDS = "/ping [TEXT], /binary HEX or @FILE, /close [CODE [REASON]], /headers, /quit; //text sends /text"
+_COMMANDS = """\
+/ping [TEXT]            send a ping
+/binary HEX or @FILE    send a binary message
+/close [CODE [REASON]]  close
+/headers                what the server answered to the handshake
+/quit                   leave
+//text                  send /text"""
 
 #: While more than this waits to be sent no more input is read.
 _HIGH_WATER = 1 << 20  # bytes
@@ -125,7 +131,7 @@ class _Source(Protocol):
     def descriptors(self) -> list[int] | None:
         """What to wait for; None: it has to be asked from time to time."""
 
-    def read(self) -> list[str]:
+    def read(self) -> Iterable[str]:
         """The lines that are there; never waits if `descriptors` said that there are some."""
 
 
@@ -255,14 +261,14 @@ class _Client(HvWebSocketClient):
         if isinstance(msg, bytes):
             lines = hex_dump(msg, _MOST_BYTES if cut else None)
             if cut and len(msg) > _MOST_BYTES:
-                rest = f"... {len(msg) - _MOST_BYTES:,} bytes more (--full)"
+                rest = f"... {len(msg) - _MOST_BYTES:,} more bytes (--full)"
             lines = [out.paint(f"binary, {len(msg):,} bytes", "dim"), *lines]
         elif (options.json or (out.is_terminal and not options.raw)) and is_json(msg):
             lines = pretty_json(msg, out.paint if out.is_terminal or out.color else plain).split("\n")
         elif out.is_terminal:
             lines = printable(msg[:_MOST_TEXT] if cut else msg, out.paint, lines=True).split("\n")
             if cut and len(msg) > _MOST_TEXT:
-                rest = f"... {len(msg) - _MOST_TEXT:,} characters more (--full)"
+                rest = f"... {len(msg) - _MOST_TEXT:,} more characters (--full)"
         else:
             lines = [msg]
         return [*lines, out.paint(rest, "dim")] if rest else lines
@@ -327,7 +333,8 @@ class _Client(HvWebSocketClient):
         elif word == "headers":
             self.show_headers()
         else:
-            self.note(_COMMANDS if word == "help" else f"there is no /{word}: {_COMMANDS}", "dim")
+            unknown = f"there is no /{printable(word)}; //{printable(word)} is sent as a message\n"
+            self.note(_COMMANDS if word == "help" else unknown + _COMMANDS)
 
     def leave(self, code: int = 1000, reason: str = "") -> None:
         """Closes. What was sent before goes out first."""

@@ -16,6 +16,7 @@ import re
 import select
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,7 @@ class Editor:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace")
         #: No more lines will come: Ctrl-D on an empty one, or the terminal is gone.
         self.ended = False
-        self._lines: list[str] = []
+        self._line: str | None = None  # one that is complete
         self._before: Any = None
         self._handlers: dict[int, Any] = {}
         self._continued = False
@@ -244,7 +245,7 @@ class Editor:
         first = self._cursor
         left = 0
         # Some columns before the cursor at least, the rest behind it.
-        while first > 0 and left + widths[first - 1] < room:
+        while first > 0 and left + widths[first - 1] <= room:
             first -= 1
             left += widths[first]
         last = self._cursor
@@ -258,8 +259,8 @@ class Editor:
 
     # What is typed
 
-    def read(self) -> list[str]:
-        """Takes what was typed; returns the lines that are complete. Never waits."""
+    def read(self) -> Iterator[str]:
+        """Takes what was typed; gives the lines that are complete, each before what follows counts. Never waits."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
             # A signal: the width may be another now. After a stop by Ctrl-Z the modes are those of the shell.
@@ -269,7 +270,7 @@ class Editor:
             if self._shown:
                 self._draw()
         if not select.select([self.fileno()], [], [], 0)[0]:
-            return []
+            return
         try:
             data = os.read(self.fileno(), 65_536)
         except OSError:
@@ -277,32 +278,31 @@ class Editor:
         if not data:
             self.hide()
             self.ended = True
-            return []
-        return self.feed(data)
+            return
+        yield from self.feed(data)
 
-    def feed(self, data: bytes) -> list[str]:
+    def feed(self, data: bytes) -> Iterator[str]:
         """As `read`, of what was typed."""
         text = self._pending + self._decode.decode(data)
         self._pending = ""
         at = 0
         while at < len(text) and not self.ended:
-            if text[at] != "\x1b":
-                self._key(text[at])
-                at += 1
-                continue
-            found = _SEQUENCE.match(text, at)
-            if found is None:
-                if len(text) - at < _LONGEST_SEQUENCE:
+            key = text[at]
+            if key == "\x1b":
+                found = _SEQUENCE.match(text, at)
+                if found is not None:
+                    key = found[0]
+                elif len(text) - at < _LONGEST_SEQUENCE:
                     self._pending = text[at:]
                     break
-                at += 1  # no sequence: what follows Escape counts as typed
-                continue
-            self._key(found[0])
-            at = found.end()
+                # Otherwise it is no sequence: what follows Escape counts as typed.
+            at += len(key)
+            self._key(key)
+            if self._line is not None:
+                line, self._line = self._line, None
+                yield line
         if self._shown:
             self._draw()
-        lines, self._lines = self._lines, []
-        return lines
 
     def _key(self, key: str) -> None:
         if key in (_PASTE_BEGINS, _PASTE_ENDS):
@@ -402,12 +402,9 @@ class Editor:
         self._set("")
         if not line:
             return
-        was_shown = self._shown
         self.hide()
         prompt = self._out.paint(self._prompt, "sent")
         self._out.line(prompt + "\n  ".join(printable(part) for part in line.split("\n")))
-        if was_shown:
-            self._draw()
         self._history.add(line)
         self._place, self._new = len(self._history.lines), ""
-        self._lines.append(line)
+        self._line = line

@@ -221,7 +221,7 @@ class _Listener(HvWebServer):
         if self._options.full or len(content) <= most:
             return content, ""
         unit = "characters" if isinstance(content, str) else "bytes"
-        note = self._out.paint(f"... {len(content) - most:,} {unit} more (--full)", "dim")
+        note = self._out.paint(f"... {len(content) - most:,} more {unit} (--full)", "dim")
         return content[:most], note
 
     def _text(self, text: str) -> None:
@@ -231,7 +231,7 @@ class _Listener(HvWebServer):
             lines = pretty_json(text, out.paint).split("\n")
             most = len(lines) if self._options.full else 100
             shown = "\n".join(lines[:most])
-            rest = "" if most >= len(lines) else out.paint(f"... {len(lines) - most:,} lines more (--full)", "dim")
+            rest = "" if most >= len(lines) else out.paint(f"... {len(lines) - most:,} more lines (--full)", "dim")
         else:
             cut, rest = self._cut(text, _MOST_TEXT)
             shown = printable(cut, out.paint, lines=True)

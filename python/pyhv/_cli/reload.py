@@ -75,7 +75,10 @@ SCRIPT = """\
   function connect() {
     const socket = new WebSocket(url);
     socket.onopen = () => { pause = 250; };
-    socket.onmessage = (message) => told(JSON.parse(message.data));
+    socket.onmessage = (message) => {
+      mine.dataset.connected = "yes";
+      told(JSON.parse(message.data));
+    };
     socket.onclose = () => {
       setTimeout(connect, pause);
       pause = Math.min(pause * 2, 5000);
