@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import ssl
@@ -396,11 +397,36 @@ def test_what_goes_to_a_pipe_is_as_it_came(serve: Serve) -> None:
         assert command.output == '\x1b[31m\u202e\n{"a":1}\n' + dump
 
 
-def test_a_large_input_is_read_as_fast_as_it_is_sent(echo: ServerThread, tmp_path: Path) -> None:
+def test_a_large_input(echo: ServerThread) -> None:
     line = "x" * 1000
     done = pyhv("connect", url(echo), "--quiet", "--wait", "0.5", stdin=f"{line}\n" * 40_000)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{line}\n" * 40_000
+
+
+def test_input_waits_for_a_server_that_does_not_read() -> None:
+    line = b"x" * 9_999 + b"\n"
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        with (
+            RawServer(receive_buffer=65_536) as server,
+            Command("connect", server.url, "--no-compression", stdin=read) as command,
+        ):
+            peer = server.accept_websocket()
+            data, written = b"", 0
+            # Until nobody takes any more for a second.
+            while select.select([], [write], [], 1.0)[1]:
+                data = data or line
+                count = os.write(write, data)
+                data, written = data[count:], written + count
+                assert written < 12 << 20, "it is kept in memory"
+            assert "closed" not in command.output
+            with peer:
+                assert peer.read_message() == "x" * 9_999
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def test_messages_of_the_command_line_and_once(echo: ServerThread) -> None:

@@ -284,7 +284,7 @@ class _Client(HvWebSocketClient):
         if self._options.verbose:
             self.show_headers()
         for message in self._options.message:
-            self.send(message)
+            self._send(message)
 
     def on_drain(self) -> None:
         """Ends the wait: more input may be read."""
