@@ -177,6 +177,22 @@ def test_nobody_reads_the_output() -> None:
         process.stderr.close()
 
 
+@pytest.mark.parametrize("command", [["listen", "-p", "0"], ["serve", "-p", "0", "-q"]], ids=lambda words: words[0])
+def test_nobody_reads_the_output_and_nothing_happens(command: list[str]) -> None:
+    """As in `pyhv listen | head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyhv", *command], stdout=subprocess.PIPE, env=python_environment(), text=True
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(LIMIT) == 141
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_colours_on_a_terminal() -> None:
     with Terminal("listen", "-p", "0") as t:
         base = t.wait_for("(Ctrl-C stops)").split()[2]

@@ -454,6 +454,7 @@ class _Loop:
                 client.line(line, commands=self._commands)
             if source.ended:
                 client.heard = time.monotonic()
+        client.out.check()
         if source.ended and not client.leaving and self._is_silent():
             client.leave()
         if client.editor is not None and not client.leaving:
@@ -465,6 +466,8 @@ class _Loop:
         if client.leaving or not self._asked:
             return None  # the native side has its own limits
         times = [_POLL] if polled else []
+        if client.out.patience is not None:
+            times.append(client.out.patience)
         if self._source.ended:
             times.append(_POLL if client.buffered_amount else max(0.0, client.heard + self._quiet - now))
         if self._options.once:

@@ -92,7 +92,8 @@ def run(options: argparse.Namespace) -> int:
             where = f"{opts.url_host(options.host)}:{server.port}"
             out.line(f"listening on http://{where}/ and ws://{where}/ (Ctrl-C stops)")
             while True:
-                server.tick(None)
+                server.tick(out.patience)
+                out.check()
     except KeyboardInterrupt:
         return 0
     finally:

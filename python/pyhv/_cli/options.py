@@ -91,7 +91,7 @@ def add_address(parser: argparse.ArgumentParser, default: int) -> None:
 
 def cannot_listen(error: OSError) -> CommandError:
     """For what `start` raises."""
-    text = str(error)
+    text = error.strerror or str(error)
     return CommandError(f"{text} (--port 0 takes a free port)" if "in use" in text else text)
 
 

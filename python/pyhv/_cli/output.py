@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import shutil
 import signal
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 __all__ = ["CommandError", "Output", "clock", "state_folder", "terminating"]
 
@@ -32,6 +34,10 @@ _STYLES = {
     "number": "33",
     "bar": "36",
 }
+
+
+#: Seconds until the end of a pipe is noticed by a command that prints nothing.
+_PATIENCE = 1.0
 
 
 class CommandError(Exception):
@@ -59,6 +65,7 @@ class Output:
         # https://no-color.org: whatever its value, unless it is empty.
         wanted = self.can_move and not os.environ.get("NO_COLOR")
         self.color = color == "always" or (color == "auto" and wanted)
+        self._is_pipe = hasattr(select, "poll") and _is_pipe(stream)
         self.encoding = "utf-8"
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -94,6 +101,27 @@ class Output:
         start, end = f"\x1b[{_STYLES[style]}m", "\x1b[0m"
         return "\n".join(f"{start}{line}{end}" if line else line for line in text.split("\n"))
 
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which to `check` again while there is nothing to print; None: never."""
+        return _PATIENCE if self._is_pipe else None
+
+    def check(self) -> None:
+        """Ends the process as `write` does, if nobody reads any more, without printing anything."""
+        if not self._is_pipe or self._stream is None:
+            return
+        poll = select.poll()
+        poll.register(self._stream.fileno(), 0)  # an error is told unasked
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            self._end(self._stream)
+
+    def _end(self, stream: TextIO) -> NoReturn:
+        # What is still in its buffer must not fail once more when Python ends.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), stream.fileno())
+        self._stream = None
+        raise SystemExit(141)
+
     def line(self, text: str = "") -> None:
         """Prints a line at once."""
         self.write(text + "\n")
@@ -109,15 +137,18 @@ class Output:
             self._stream.write(text)
             self._stream.flush()
         except (BrokenPipeError, ConnectionResetError):
-            # What is still in its buffer must not fail once more when Python ends.
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), self._stream.fileno())
-            self._stream = None
-            raise SystemExit(141) from None
+            self._end(self._stream)
         except OSError as error:
             # A full disk, or a terminal that is gone.
             self._stream = None
             raise CommandError(f"the output cannot be written: {error.strerror}") from None
+
+
+def _is_pipe(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _windows_escapes() -> bool:

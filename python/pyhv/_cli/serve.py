@@ -96,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
                 log.setLevel(logging.INFO)
                 log.propagate = False
             while True:
-                server.tick(server.wait())
+                server.tick(min((limit for limit in (server.wait(), out.patience) if limit is not None), default=None))
+                out.check()
     except KeyboardInterrupt:
         return 0
     finally:
