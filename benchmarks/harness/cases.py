@@ -72,6 +72,8 @@ CASES = (
     ),
     Case("fan-1000", "broadcast to 1,000, deliveries", mode="fan", connections=1000),
     Case("fan-100", "broadcast to 100, deliveries", mode="fan"),
+    Case("fan-1000x16", "broadcast to 1,000, 16 in flight, deliveries", mode="fan", connections=1000, depth=16),
+    Case("fan-1000x64", "broadcast to 1,000, 64 in flight, deliveries", mode="fan", connections=1000, depth=64),
     Case(
         MEMORY,
         "memory of an idle connection",
