@@ -120,13 +120,11 @@ impl OutBuf {
     ) -> (usize, io::Result<Flushed>) {
         let mut total = 0;
         while !self.chunks.is_empty() {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let mut used = 0;
-            for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
-                *slice = IoSlice::new(chunk.rest());
-                used += 1;
-            }
-            match write(&slices[..used]) {
+            let result = match self.chunks.len() {
+                1 => write(&[IoSlice::new(self.chunks[0].rest())]),
+                _ => self.write_many(&mut write),
+            };
+            match result {
                 Ok(0) => return (total, Err(io::ErrorKind::WriteZero.into())),
                 Ok(n) => {
                     total += n;
@@ -139,6 +137,18 @@ impl OutBuf {
         }
         self.chunks = VecDeque::new();
         (total, Ok(Flushed::All))
+    }
+
+    /// Apart from the case of one chunk, which is most frequent and needs no kilobyte of slices.
+    #[inline(never)]
+    fn write_many(&self, write: &mut impl FnMut(&[IoSlice<'_>]) -> io::Result<usize>) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut used = 0;
+        for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
+            *slice = IoSlice::new(chunk.rest());
+            used += 1;
+        }
+        write(&slices[..used])
     }
 
     fn advance(&mut self, mut n: usize) {

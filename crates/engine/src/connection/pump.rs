@@ -236,11 +236,18 @@ impl Connection {
             return;
         };
         let mut cx = Context::from_waker(waker);
-        let (written, result) =
-            inner.out.flush(|slices| match Pin::new(&mut *stream).poll_write_vectored(&mut cx, slices) {
+        let (written, result) = inner.out.flush(|slices| {
+            let stream = Pin::new(&mut *stream);
+            let poll = match slices {
+                // The system does less for one slice than for a vector of one.
+                [one] => stream.poll_write(&mut cx, one),
+                many => stream.poll_write_vectored(&mut cx, many),
+            };
+            match poll {
                 Poll::Ready(result) => result,
                 Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-            });
+            }
+        });
         self.buffered.fetch_sub(written, Ordering::Relaxed);
         let result = match result {
             Ok(Flushed::All) => match Pin::new(stream).poll_flush(&mut cx) {
