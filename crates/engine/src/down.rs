@@ -7,7 +7,7 @@
 //! The I/O thread is woken once per tick: during a tick the thread is *corked* ([`Cork`]) and the wake-up follows at
 //! its end. A ticking thread that drives the sockets itself (see `driver`) wakes nobody.
 
-use crate::connection::pump::Broadcast;
+use crate::broadcast::{Broadcast, Round};
 use crate::connection::{CloseKind, Connection};
 use crate::endpoint::Endpoint;
 use crate::inbox::Event;
@@ -72,6 +72,26 @@ pub(crate) enum Command {
     Stream(Arc<Stream>),
     /// The answer to an HTTP request.
     Respond { reply: oneshot::Sender<HttpResponse>, response: HttpResponse },
+}
+
+impl Command {
+    /// The one connection that it writes to, or that begins to hear broadcasts with it.
+    fn connection(&self) -> Option<&Arc<Connection>> {
+        match self {
+            Self::Frames { conn, .. }
+            | Self::Frame { conn, .. }
+            | Self::Message { conn, .. }
+            | Self::Fetch { conn, .. }
+            | Self::Announce(conn)
+            | Self::Close { conn, .. } => Some(conn),
+            Self::Broadcast { .. }
+            | Self::CloseAll { .. }
+            | Self::AbortAll { .. }
+            | Self::Resume(_)
+            | Self::Stream(_)
+            | Self::Respond { .. } => None,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -232,6 +252,7 @@ impl DownQueue {
 pub(crate) struct Pump {
     /// Swapped against the queue's, so that both keep their capacity.
     log: Log,
+    round: Round,
     touched: Vec<Arc<Connection>>,
 }
 
@@ -241,13 +262,14 @@ impl Pump {
         if !io.down.pending.swap(false, Ordering::SeqCst) {
             return;
         }
-        let Self { log, touched } = self;
+        let Self { log, round, touched } = self;
         std::mem::swap(&mut *io.down.log.lock(), log);
         for command in log.commands.drain(..) {
             // A bug that panics in one command must not cost the others theirs.
-            let _ = catch_unwind(AssertUnwindSafe(|| apply(io, command, &log.arena, touched)))
+            let _ = catch_unwind(AssertUnwindSafe(|| apply(io, command, &log.arena, round, touched)))
                 .inspect_err(|panic| io.report_panic(panic.as_ref()));
         }
+        round.finish(io);
         log.arena.clear();
         log.arena.shrink_to(KEEP);
         log.commands.shrink_to(KEEP / size_of::<Command>());
@@ -270,7 +292,10 @@ pub(crate) fn deliver(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>, event: Event
     }
 }
 
-fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], touched: &mut Vec<Arc<Connection>>) {
+fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, touched: &mut Vec<Arc<Connection>>) {
+    if let Some(conn) = command.connection() {
+        round.catch_up(conn, touched);
+    }
     match command {
         Command::Frames { conn, start, len, part } => {
             conn.queue(|out| out.tail().extend_from_slice(&arena[start..start + len]), len, part, touched);
@@ -289,21 +314,20 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], touched: &mut Vec<A
             }
         }
         Command::Broadcast { endpoint, opcode, frame, payload, exclude } => {
-            let mut message = Broadcast::new(opcode, frame, payload);
-            endpoint.for_each_on(io.index, |channel, conn| {
-                if Some(channel) != exclude {
-                    conn.queue_broadcast(&mut message, touched);
-                }
-            });
+            round.note(endpoint, Broadcast::new(opcode, frame, payload, exclude));
         }
         Command::Close { conn, kind, code, reason } => conn.send_close(kind, code, &reason, touched),
         Command::CloseAll { endpoint, code } => {
-            endpoint.for_each_on(io.index, |_, conn| conn.send_close(CloseKind::Local, Some(code), "", touched));
+            endpoint.for_each_on(io.index, |_, conn| {
+                round.catch_up(conn, touched);
+                conn.send_close(CloseKind::Local, Some(code), "", touched);
+            });
         }
         Command::AbortAll { endpoint } => {
             let mut all = Vec::new();
             endpoint.for_each_on(io.index, |_, conn| all.push(Arc::clone(conn)));
             for conn in all {
+                round.catch_up(&conn, touched);
                 conn.abort();
             }
         }

@@ -333,6 +333,27 @@ impl Endpoint {
         }
     }
 
+    /// The next connections of a thread, from a place in its register on, at most `count`; returns where the ones after
+    /// them begin. For a walk that writes, which must not hold the lock.
+    pub(crate) fn some_on(
+        &self,
+        thread: usize,
+        from: usize,
+        count: usize,
+        some: &mut Vec<Arc<Connection>>,
+    ) -> Option<usize> {
+        let shard = self.shards[thread].lock();
+        for key in from..shard.capacity() {
+            if let Some(entry) = shard.get(key) {
+                some.push(Arc::clone(&entry.conn));
+                if some.len() == count {
+                    return Some(key + 1);
+                }
+            }
+        }
+        None
+    }
+
     /// Sends a message to every open channel but one. Costs the caller one encoding, whatever their number.
     pub fn broadcast(self: &Arc<Self>, opcode: wire::Opcode, payload: &[u8], exclude: Option<u32>) {
         let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);

@@ -7,8 +7,10 @@
 //! DownQueue::…()     --- bytes, commands -->|--> pump -> out-buffer per connection -> one vectored write
 //! ```
 //!
-//! * [`runtime`]: the process-wide I/O threads, and [`driver`], who drives their sockets; [`down`]: the queue going down and the pump that empties it;
-//! * [`inbox`]: the queue going up; [`backlog`]: what ticks with a budget leave of it; [`wake`]: the descriptor that is readable while it holds something;
+//! * [`runtime`]: the process-wide I/O threads, and [`driver`], who drives their sockets; [`down`]: the queue going down and
+//!   the pump that empties it; `broadcast`: what goes to everybody;
+//! * [`inbox`]: the queue going up; [`backlog`]: what ticks with a budget leave of it; [`wake`]: the descriptor that is
+//!   readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
 //! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`upload`]: forms; [`body`], [`stream`]: what is
 //!   answered;
@@ -19,6 +21,7 @@
 
 pub mod backlog;
 pub mod body;
+mod broadcast;
 pub mod client;
 pub mod connection;
 pub mod down;

@@ -84,6 +84,23 @@ impl OutBuf {
         self.chunks.push_back(Chunk::Droppable(bytes));
     }
 
+    /// What a write of `frames` in a row left, of which the first `written` bytes have gone; into an empty buffer.
+    pub(crate) fn push_rest(&mut self, frames: &[Bytes], mut written: usize, droppable: bool) {
+        for frame in frames {
+            if written >= frame.len() {
+                written -= frame.len();
+            } else if written > 0 {
+                self.chunks.push_back(Chunk::Shared(frame.slice(written..)));
+                self.partial = true;
+                written = 0;
+            } else if droppable {
+                self.push_droppable(frame.clone());
+            } else {
+                self.push_shared(frame.clone());
+            }
+        }
+    }
+
     /// Drops the messages that have waited longest, until `excess` bytes are gone or none is left that may be dropped;
     /// returns how many messages and bytes that were.
     pub(crate) fn drop_oldest(&mut self, excess: usize) -> (u64, usize) {
@@ -232,6 +249,29 @@ mod tests {
         let (mut fresh, _) = filled();
         assert_eq!(fresh.drop_unsent(), 16);
         assert!(fresh.is_empty());
+    }
+
+    #[test]
+    fn the_rest_of_a_write_goes_on_where_the_write_stopped() {
+        let frames = [Bytes::from_static(b"one"), Bytes::from(vec![b'2'; SMALL + 1]), Bytes::from_static(b"three")];
+        let all = frames.concat();
+        for written in 0..=all.len() {
+            for droppable in [false, true] {
+                let mut buf = OutBuf::default();
+                buf.push_rest(&frames, written, droppable);
+                assert_eq!(buf.len(), all.len() - written);
+                let mut got = Vec::new();
+                let _ = buf.flush(|s| {
+                    got = s.iter().flat_map(|s| s.to_vec()).collect();
+                    Ok(got.len())
+                });
+                assert_eq!(got, all[written..], "{written}");
+            }
+        }
+        let mut buf = OutBuf::default();
+        buf.push_rest(&frames, 1, true);
+        assert_eq!(buf.drop_oldest(usize::MAX), (2, SMALL + 1 + 5), "the first has begun to leave");
+        assert_eq!(buf.len(), 2);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::proxy::Sender;
 use crate::runtime::IoThread;
 use crate::settings::SlowPolicy;
 use crate::transport::Transport;
-use crate::wire::deflate::{Compressor, DeflateParams, worth_compressing};
+use crate::wire::deflate::{CompressParams, Compressor, DeflateParams, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -111,6 +111,8 @@ struct Inner {
     too_slow: bool,
     /// In the pump's list of connections to flush.
     touched: bool,
+    /// Of this round's broadcasts, how many it has heard; see `broadcast`.
+    heard: u32,
     /// A message is being sent in fragments: broadcasts wait in `held`.
     fragmented: bool,
     /// Reading stopped until the batch is taken.
@@ -162,6 +164,8 @@ pub struct Connection {
     io: Arc<IoThread>,
     channel: OnceLock<u32>,
     role: Role,
+    /// How messages are compressed for the peer, if they are; beside the fields that every broadcast looks at.
+    compress: Option<CompressParams>,
     /// What the opening handshake told.
     pub handshake: Box<Handshake>,
     /// [`OPEN`], [`GONE`] or [`CLOSED`]; only ever rises. Relaxed: it decides whether a frame is worth queueing, and
@@ -224,6 +228,7 @@ impl Connection {
             io: Arc::clone(io),
             channel: OnceLock::new(),
             role,
+            compress: handshake.deflate.map(|agreed| agreed.compress_params(role)),
             handshake: Box::new(handshake),
             shut: AtomicU8::new(OPEN),
             buffered: AtomicUsize::new(0),
@@ -245,6 +250,7 @@ impl Connection {
                 blocked: false,
                 too_slow: false,
                 touched: false,
+                heard: 0,
                 fragmented: false,
                 paused: false,
                 timer: None,
@@ -417,7 +423,7 @@ impl Connection {
     /// Whether a message of this length is to be compressed for this peer. What a program sends in fragments is not: it
     /// would need a compressor of its own until it is finished.
     fn would_compress(&self, len: usize) -> bool {
-        self.handshake.deflate.is_some() && worth_compressing(len)
+        self.compress.is_some() && worth_compressing(len)
     }
 
     /// Whether `more` bytes are more than may wait. One message of any size may: the program chose it.

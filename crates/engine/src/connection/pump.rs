@@ -1,12 +1,14 @@
 //! What the pump does with a connection: queue what the program sent, write it.
 
 use super::{Connection, GONE, Inner, State};
+use crate::broadcast::Room;
 use crate::down::{Part, deliver};
 use crate::inbox::Event;
 use crate::outbuf::{Flushed, OutBuf};
 use crate::runtime::panic_text;
 use crate::settings::SlowPolicy;
-use crate::wire::deflate::{CompressParams, Compressor, compress_shared, worth_compressing};
+use crate::transport::Transport;
+use crate::wire::deflate::{Compressor, compress_shared, worth_compressing};
 use crate::wire::{self, Role};
 use bytes::Bytes;
 use std::any::Any;
@@ -16,22 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
-
-/// A message for many, encoded once for each way of compressing it.
-pub(crate) struct Broadcast {
-    opcode: wire::Opcode,
-    payload: Bytes,
-    plain: Bytes,
-    /// Few: browsers agree on one set of parameters.
-    compressed: Vec<(CompressParams, Bytes)>,
-}
-
-impl Broadcast {
-    /// `plain`: the message as an uncompressed frame whose payload begins at `payload`.
-    pub(crate) fn new(opcode: wire::Opcode, plain: Bytes, payload: usize) -> Self {
-        Self { opcode, payload: plain.slice(payload..), plain, compressed: Vec::new() }
-    }
-}
 
 impl Connection {
     /// Queues bytes of the program.
@@ -88,9 +74,8 @@ impl Connection {
     /// A message as one frame, compressed if that makes it smaller.
     fn compressed(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) -> Bytes {
         let mut deflated = Vec::new();
-        let agreed = self.handshake.deflate.filter(|_| worth_compressing(payload.len()));
-        let shrunk = agreed.is_some_and(|agreed| {
-            let params = agreed.compress_params(self.role);
+        let params = self.compress.filter(|_| worth_compressing(payload.len()));
+        let shrunk = params.is_some_and(|params| {
             if params.context_takeover {
                 let compressor = inner.compressor.get_or_insert_with(|| Box::new(Compressor::new(params)));
                 compressor.compress(payload, &mut deflated)
@@ -107,12 +92,85 @@ impl Connection {
         frame.into()
     }
 
-    /// Queues a broadcast: the frame that all share, or the one that all with the same compression share.
-    pub(crate) fn queue_broadcast(self: &Arc<Self>, message: &mut Broadcast, touched: &mut Vec<Arc<Self>>) {
+    /// Queues the broadcasts of this round that it has not heard, because something is to be queued behind them.
+    pub(crate) fn hear(self: &Arc<Self>, room: &mut Room, touched: &mut Vec<Arc<Self>>) {
         let inner = &mut *self.inner.lock();
-        if !inner.announced || !matches!(inner.state, State::Open | State::Answering) {
+        let heard = std::mem::replace(&mut inner.heard, u32::try_from(room.count()).unwrap_or(u32::MAX));
+        if self.queue_broadcasts(inner, room, heard) {
+            self.touch(inner, touched);
+        }
+    }
+
+    /// The end of the round: hears what is left of its broadcasts, and writes.
+    pub(crate) fn hear_and_write(self: &Arc<Self>, room: &mut Room) {
+        let inner = &mut *self.inner.lock();
+        let heard = std::mem::take(&mut inner.heard);
+        if heard == 0 && self.write_broadcasts(inner, room) {
             return;
         }
+        // One that is touched writes when all of those do.
+        if self.queue_broadcasts(inner, room, heard) && !inner.blocked && !inner.touched {
+            self.flush(inner);
+        }
+    }
+
+    /// Whether broadcasts are for this connection now.
+    fn hears(inner: &Inner) -> bool {
+        inner.announced && matches!(inner.state, State::Open | State::Answering)
+    }
+
+    /// Writes all broadcasts of the round at once, unless something is in the way: then does nothing and returns false.
+    fn write_broadcasts(self: &Arc<Self>, inner: &mut Inner, room: &mut Room) -> bool {
+        let free = Self::hears(inner) && !inner.fragmented && !inner.blocked && inner.out.is_empty();
+        let own_context = self.compress.is_some_and(|params| params.context_takeover);
+        if !free || own_context || !room.is_for(self.channel()) {
+            return false;
+        }
+        // Where they do not all fit, it goes by each of them.
+        let fits = match self.buffered_amount() {
+            0 if room.count() == 1 => true,
+            waiting => waiting + room.len() <= self.endpoint.settings.max_buffered,
+        };
+        let (Some(Transport::Tcp(stream)), Some(waker), true) = (&mut inner.stream, &inner.waker, fits) else {
+            return false;
+        };
+        let Some(joined) = room.joined(self.compress) else { return false };
+        let len = joined.len();
+        inner.life.talked = true;
+        let written = match Pin::new(stream).poll_write(&mut Context::from_waker(waker), joined) {
+            Poll::Ready(Ok(written)) => written,
+            // Then the write is tried again from the out-buffer, which knows what each error means.
+            Poll::Ready(Err(_)) | Poll::Pending => 0,
+        };
+        if written < len {
+            self.add_buffered(len - written);
+            let frames = room.frames(self.compress, room.count() - 1);
+            inner.out.push_rest(frames, written, self.keeps_frames_apart());
+            self.flush(inner);
+        } else if self.refused.load(Ordering::SeqCst) {
+            // Something was refused in the meantime: the program is told that there is room again.
+            self.flush(inner);
+        }
+        true
+    }
+
+    /// Queues the broadcasts of this round from the one numbered `from` on: the frames that all share, or those that all
+    /// with the same compression share. True: there is something to write.
+    fn queue_broadcasts(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, from: u32) -> bool {
+        let mut queued = false;
+        for index in from as usize..room.count() {
+            // Looked at for each: one may end the channel.
+            if !Self::hears(inner) {
+                break;
+            }
+            queued |= self.queue_broadcast(inner, room, index);
+        }
+        queued
+    }
+
+    /// False: it is not for this channel.
+    fn queue_broadcast(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, index: usize) -> bool {
+        let Some(message) = room.message(index, self.channel()) else { return false };
         // Decided before it is compressed: a context that has seen a message which is then dropped would be out of step
         // with the peer's.
         let len = message.plain.len();
@@ -121,7 +179,10 @@ impl Connection {
             self.make_room(inner, len);
         }
         if !self.is_over(len) {
-            let bytes = self.encoded(inner, message);
+            let bytes = match self.compress {
+                Some(params) if params.context_takeover => self.compressed(inner, message.opcode, &message.payload),
+                params => room.frames(params, index)[index].clone(),
+            };
             self.add_buffered(bytes.len());
             if inner.fragmented {
                 inner.held.push(bytes);
@@ -138,24 +199,7 @@ impl Connection {
             self.refused.store(true, Ordering::SeqCst);
             self.count_dropped(1);
         }
-        self.touch(inner, touched);
-    }
-
-    /// The frame of a broadcast for this connection.
-    fn encoded(&self, inner: &mut Inner, message: &mut Broadcast) -> Bytes {
-        let agreed = self.handshake.deflate.filter(|_| worth_compressing(message.payload.len()));
-        let Some(params) = agreed.map(|agreed| agreed.compress_params(self.role)) else {
-            return message.plain.clone();
-        };
-        if params.context_takeover {
-            return self.compressed(inner, message.opcode, &message.payload);
-        }
-        if let Some((_, frame)) = message.compressed.iter().find(|(other, _)| *other == params) {
-            return frame.clone();
-        }
-        let frame = self.compressed(inner, message.opcode, &message.payload);
-        message.compressed.push((params, frame.clone()));
-        frame
+        true
     }
 
     /// Under the policy to drop the oldest: drops until `more` bytes fit or nothing droppable is left.

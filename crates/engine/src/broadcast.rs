@@ -1,0 +1,171 @@
+//! The broadcasts of one round of the pump.
+//!
+//! A broadcast is not queued on a thousand connections when its turn in the log comes. It is noted here, and a connection
+//! *hears* what has been noted at the end of the round, or before another command of the round is applied to it: so each
+//! connection sees the program's calls in their order, and the walk over all of them happens once a round, however many
+//! broadcasts there are. A connection with nothing in the way gets the frames of the whole round, joined once for all, in one
+//! write straight from there, without a queue of its own.
+
+use crate::connection::Connection;
+use crate::endpoint::Endpoint;
+use crate::runtime::IoThread;
+use crate::wire;
+use crate::wire::deflate::{CompressParams, compress_shared, worth_compressing};
+use bytes::Bytes;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+/// Up to this size all frames of a round are joined: then copying them once costs less than a thousand vectors of slices.
+const JOINED: usize = 64 << 10;
+/// Beyond it they are while each of them is small: the same as `outbuf` copies.
+const SMALL: usize = 2 << 10;
+/// Connections taken from the register under one lock; few enough to be in the cache still when they are written to.
+const AT_A_TIME: usize = 32;
+
+/// A message for many.
+pub(crate) struct Broadcast {
+    pub(crate) opcode: wire::Opcode,
+    pub(crate) payload: Bytes,
+    /// As an uncompressed frame.
+    pub(crate) plain: Bytes,
+    /// The channel that does not get it.
+    exclude: Option<u32>,
+}
+
+impl Broadcast {
+    /// `plain`: the message as an uncompressed frame whose payload begins at `payload`.
+    pub(crate) fn new(opcode: wire::Opcode, plain: Bytes, payload: usize, exclude: Option<u32>) -> Self {
+        Self { opcode, payload: plain.slice(payload..), plain, exclude }
+    }
+
+    /// The frame for all who agreed on `params`, without takeover.
+    fn frame(&self, params: Option<CompressParams>) -> Bytes {
+        let mut deflated = Vec::new();
+        let params = params.filter(|_| worth_compressing(self.payload.len()));
+        if !params.is_some_and(|params| compress_shared(params, &self.payload, &mut deflated)) {
+            return self.plain.clone();
+        }
+        let mut frame = Vec::with_capacity(wire::MAX_HEADER + deflated.len());
+        wire::encode_frame_rsv1(&mut frame, self.opcode, true, &deflated, None);
+        frame.into()
+    }
+}
+
+/// The round's frames for all connections with the same compression.
+struct Variant {
+    params: Option<CompressParams>,
+    /// Of the first messages, as many as somebody needed.
+    frames: Vec<Bytes>,
+    /// All of them in a row, once somebody asked; none where they are better left alone.
+    joined: Option<Option<Bytes>>,
+}
+
+/// What one endpoint's connections hear in this round.
+pub(crate) struct Room {
+    endpoint: Arc<Endpoint>,
+    messages: Vec<Broadcast>,
+    /// Channels that do not get all of it.
+    excluded: Vec<u32>,
+    /// Length of all frames, uncompressed.
+    len: usize,
+    /// Few: browsers agree on one set of parameters.
+    variants: Vec<Variant>,
+}
+
+impl Room {
+    /// How many messages there are so far.
+    pub(crate) fn count(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Length of all frames, uncompressed.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether a channel gets all messages.
+    pub(crate) fn is_for(&self, channel: u32) -> bool {
+        self.excluded.is_empty() || !self.excluded.contains(&channel)
+    }
+
+    /// A message, unless this channel does not get it.
+    pub(crate) fn message(&self, index: usize, channel: u32) -> Option<&Broadcast> {
+        self.messages.get(index).filter(|message| message.exclude != Some(channel))
+    }
+
+    fn variant(&mut self, params: Option<CompressParams>) -> (&mut Variant, &[Broadcast]) {
+        let index = self.variants.iter().position(|variant| variant.params == params).unwrap_or_else(|| {
+            self.variants.push(Variant { params, frames: Vec::new(), joined: None });
+            self.variants.len() - 1
+        });
+        (&mut self.variants[index], &self.messages)
+    }
+
+    /// The frames for all who agreed on `params`, at least up to the one at `index`.
+    pub(crate) fn frames(&mut self, params: Option<CompressParams>, index: usize) -> &[Bytes] {
+        let (variant, messages) = self.variant(params);
+        if let Some(more) = messages.get(variant.frames.len()..=index) {
+            variant.frames.extend(more.iter().map(|message| message.frame(params)));
+        }
+        &variant.frames
+    }
+
+    /// All frames in a row, where one write of them is to be had. The round is over: there will be no more.
+    pub(crate) fn joined(&mut self, params: Option<CompressParams>) -> Option<&Bytes> {
+        self.frames(params, self.messages.len() - 1);
+        let Variant { frames, joined, .. } = self.variant(params).0;
+        let join = || match &frames[..] {
+            [frame] => Some(frame.clone()),
+            _ if frames.iter().all(|frame| frame.len() <= SMALL) => Some(frames.concat().into()),
+            _ if frames.iter().map(Bytes::len).sum::<usize>() <= JOINED => Some(frames.concat().into()),
+            _ => None,
+        };
+        joined.get_or_insert_with(join).as_ref()
+    }
+}
+
+/// What has been broadcast in this round; see the module.
+#[derive(Default)]
+pub(crate) struct Round {
+    /// One for each endpoint that has broadcast: hardly ever more than one.
+    rooms: Vec<Room>,
+}
+
+impl Round {
+    /// The turn of a broadcast has come.
+    pub(crate) fn note(&mut self, endpoint: Arc<Endpoint>, message: Broadcast) {
+        let index = self.rooms.iter().position(|room| Arc::ptr_eq(&room.endpoint, &endpoint)).unwrap_or_else(|| {
+            let (messages, excluded, variants) = (Vec::new(), Vec::new(), Vec::new());
+            self.rooms.push(Room { endpoint, messages, excluded, len: 0, variants });
+            self.rooms.len() - 1
+        });
+        let room = &mut self.rooms[index];
+        room.len += message.plain.len();
+        room.excluded.extend(message.exclude);
+        room.messages.push(message);
+    }
+
+    /// Before anything else is queued on a connection: what was broadcast earlier.
+    pub(crate) fn catch_up(&mut self, conn: &Arc<Connection>, touched: &mut Vec<Arc<Connection>>) {
+        if let Some(room) = self.rooms.iter_mut().find(|room| Arc::ptr_eq(&room.endpoint, conn.endpoint())) {
+            conn.hear(room, touched);
+        }
+    }
+
+    /// The end of the round: everybody hears what is left, and has it written.
+    pub(crate) fn finish(&mut self, io: &IoThread) {
+        let mut some = Vec::new();
+        for mut room in self.rooms.drain(..) {
+            let mut next = Some(0);
+            while let Some(from) = next {
+                // Not one by one under the lock: the ticking thread, which takes it too, must not wait for a write.
+                next = room.endpoint.some_on(io.index, from, AT_A_TIME, &mut some);
+                for conn in some.drain(..) {
+                    // A bug that panics for one connection must not cost the others theirs.
+                    let _ = catch_unwind(AssertUnwindSafe(|| conn.hear_and_write(&mut room)))
+                        .inspect_err(|panic| conn.fault(panic.as_ref()));
+                }
+            }
+        }
+    }
+}
