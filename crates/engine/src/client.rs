@@ -5,7 +5,7 @@ use crate::down::deliver;
 use crate::endpoint::{Endpoint, Phase};
 use crate::inbox::Event;
 use crate::runtime::IoThread;
-use crate::server::http::{packed, pairs};
+use crate::server::http::pairs;
 use crate::task::guarded;
 use crate::transport::Transport;
 use crate::wire::{self, Role};
@@ -187,17 +187,11 @@ async fn open(
             return Err(ConnectError::Handshake { status: Some(status), text });
         }
     };
-    let headers = packed(response.headers());
+    let mut handshake = Handshake::new(&target.url, accepted.protocol.as_deref(), &pairs);
+    handshake.remote = remote;
+    handshake.deflate = accepted.deflate;
     let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error))?;
     let parts = upgraded.downcast::<TokioIo<Transport>>().map_err(|_| failed(&"the connection was lost"))?;
-    let handshake = Handshake {
-        url: target.url.clone(),
-        headers,
-        remote,
-        sender: None,
-        subprotocol: accepted.protocol,
-        deflate: accepted.deflate,
-    };
     Ok((parts.io.into_inner(), handshake, parts.read_buf))
 }
 

@@ -165,7 +165,7 @@ impl Batch {
             + match &event {
                 Event::Message { len, .. } => *len,
                 Event::LargeMessage { data, .. } => data.len(),
-                Event::Open(conn) => CONNECTION_COST + conn.handshake.headers.len() + conn.handshake.url.len(),
+                Event::Open(conn) => CONNECTION_COST + conn.handshake.size(),
                 Event::Request(request) | Event::Upgrade(request) => {
                     let field = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
                         name.as_str().len() + value.len() + FIELD_COST

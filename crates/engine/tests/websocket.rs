@@ -63,7 +63,7 @@ impl Program {
             match event {
                 Event::Open(conn) => {
                     conn.delivered_open();
-                    self.seen.push(Seen::Open(conn.handshake.url.clone()));
+                    self.seen.push(Seen::Open(conn.handshake.url().to_owned()));
                     self.conns.insert(conn.channel(), conn);
                 }
                 Event::Message { channel, kind, start, len } => {

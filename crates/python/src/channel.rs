@@ -158,26 +158,26 @@ impl WebSocketChannel {
     /// The request target of the handshake as sent: path and query.
     #[getter]
     fn url(&self) -> &str {
-        &self.conn.handshake.url
+        self.conn.handshake.url()
     }
 
     /// The path of `url`, percent-decoded.
     #[getter]
     fn path<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        path_object(py, &self.conn.handshake.url)
+        path_object(py, self.conn.handshake.url())
     }
 
     /// The query parameters of `url`, as `QueryParams`.
     #[getter]
     fn query(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let query = self.query.get_or_try_init(py, || query_object(py, &self.conn.handshake.url))?;
+        let query = self.query.get_or_try_init(py, || query_object(py, self.conn.handshake.url()))?;
         Ok(query.clone_ref(py))
     }
 
     /// The headers of the handshake request, as `Headers`.
     #[getter]
     fn headers(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let headers = self.headers.get_or_try_init(py, || headers_object(py, &self.conn.handshake.headers))?;
+        let headers = self.headers.get_or_try_init(py, || headers_object(py, self.conn.handshake.headers()))?;
         Ok(headers.clone_ref(py))
     }
 
@@ -239,7 +239,7 @@ impl WebSocketChannel {
     /// The subprotocol agreed on in the handshake, or None.
     #[getter]
     fn subprotocol(&self) -> Option<&str> {
-        self.conn.handshake.subprotocol.as_deref()
+        self.conn.handshake.subprotocol()
     }
 
     /// How the channel ended: the code of the peer's close frame (1005: it had none); without a close frame the
@@ -258,7 +258,7 @@ impl WebSocketChannel {
     fn __repr__(&self) -> String {
         let state = if self.conn.is_open() { "open" } else { "closed" };
         let remote = self.conn.handshake.remote.map_or_else(|| "?".to_owned(), |r| r.to_string());
-        format!("<WebSocketChannel {} from {remote}, {state}>", self.conn.handshake.url)
+        format!("<WebSocketChannel {} from {remote}, {state}>", self.conn.handshake.url())
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

@@ -409,7 +409,7 @@ impl WebSocketClient {
     /// The headers of the server's handshake response, as `Headers`; None before `on_open`.
     #[getter]
     fn headers(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
-        self.connection().map(|conn| headers_object(py, &conn.handshake.headers)).transpose()
+        self.connection().map(|conn| headers_object(py, conn.handshake.headers())).transpose()
     }
 
     /// Whether the server agreed to permessage-deflate (RFC 7692).
@@ -421,7 +421,7 @@ impl WebSocketClient {
     /// The subprotocol that the server chose, or None.
     #[getter]
     fn subprotocol(&self) -> Option<String> {
-        self.connection().and_then(|conn| conn.handshake.subprotocol.clone())
+        self.connection().and_then(|conn| conn.handshake.subprotocol().map(str::to_owned))
     }
 
     /// The server's address: (host, port); None before `on_open`.

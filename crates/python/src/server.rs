@@ -87,7 +87,7 @@ impl Server {
                 channels[number] = Some(channel.clone_ref(py));
                 drop(channels);
                 conn.delivered_open();
-                let url = &conn.handshake.url;
+                let url = conn.handshake.url();
                 if let Err(error) = slf.call_method1(intern!(py, "on_ws_open"), (channel, url)) {
                     channel_failed(slf, "on_ws_open", error, &conn)?;
                 }

@@ -21,7 +21,6 @@ use crate::wire::{self, Violation};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use tokio::task::AbortHandle;
 
 impl Connection {
     /// Queues a close frame where the state allows one.
@@ -57,12 +56,12 @@ impl Connection {
         wire::close::encode_payload(&mut payload, code, reason);
         self.control(inner, wire::Opcode::Close, &payload);
         // Broadcasts held back for a message that will never be finished.
-        let held: usize = std::mem::take(&mut inner.held).iter().map(Bytes::len).sum();
+        let held: usize = inner.take_held().iter().map(Bytes::len).sum();
         self.buffered.fetch_sub(held, Ordering::Relaxed);
     }
 
     pub(super) fn answer(self: &Arc<Self>, inner: &mut Inner) {
-        let (code, reason) = inner.answer.take().unwrap_or((None, ""));
+        let (code, reason) = inner.rare().answer.take().unwrap_or((None, ""));
         self.close_frame(inner, code, reason);
         self.drain(inner);
     }
@@ -98,7 +97,7 @@ impl Connection {
             return;
         }
         inner.told = true;
-        let _ = self.closed.set(Box::new(CloseInfo { code, reason: reason.to_owned() }));
+        let _ = self.aside().closed.set(CloseInfo { code, reason: reason.to_owned() });
         deliver(&self.io, &self.endpoint, Event::Close { channel: self.channel() });
     }
 
@@ -116,11 +115,12 @@ impl Connection {
         inner.state = State::Closed;
         inner.stream = None;
         // What is still in the queue going down counts until the pump throws it away.
-        let held: usize = std::mem::take(&mut inner.held).iter().map(Bytes::len).sum();
+        let held: usize = inner.take_held().iter().map(Bytes::len).sum();
         let unsent = std::mem::take(&mut inner.out).len() + held;
         self.buffered.fetch_sub(unsent, Ordering::Relaxed);
-        inner.pong = None;
-        Self::set_timer(inner, None);
+        if let Some(timer) = inner.rare.take().and_then(|rare| rare.timer) {
+            timer.abort();
+        }
         self.endpoint.release(self.channel(), Side::Io);
         self.wake(inner);
     }
@@ -134,12 +134,8 @@ impl Connection {
                 conn.timed_out();
             }
         });
-        Self::set_timer(inner, Some(timer.abort_handle()));
-    }
-
-    /// The one before is over, and the memory it held with it.
-    fn set_timer(inner: &mut Inner, timer: Option<AbortHandle>) {
-        if let Some(old) = std::mem::replace(&mut inner.timer, timer) {
+        // The one before is over, and the memory it held with it.
+        if let Some(old) = inner.rare().timer.replace(timer.abort_handle()) {
             old.abort();
         }
     }
@@ -210,7 +206,7 @@ impl Connection {
             return;
         }
         inner.state = State::Answering;
-        inner.answer = Some(answer);
+        inner.rare().answer = Some(answer);
         if caught_up {
             // Through the queue, behind what the program has sent and the pump has not seen yet.
             let conn = Arc::clone(self);

@@ -6,12 +6,14 @@
 //! | module | holds |
 //! |---|---|
 //! | this one | what a connection is, and what the program's threads may do with it |
+//! | `handshake` | what the opening handshake told |
 //! | `task` | reading; writing when the socket was full |
 //! | `pump` | queueing and writing what the program sent |
 //! | `keepalive` | pings, and what has been silent for too long |
 //! | `closing` | the closing handshake as a state machine |
 
 mod closing;
+mod handshake;
 pub(crate) mod keepalive;
 pub(crate) mod pump;
 mod task;
@@ -20,16 +22,15 @@ use crate::down::{Command, DownQueue, Part};
 use crate::endpoint::{Endpoint, Live, Seat};
 use crate::inbox::Event;
 use crate::outbuf::OutBuf;
-use crate::proxy::Sender;
 use crate::runtime::IoThread;
 use crate::settings::SlowPolicy;
 use crate::transport::Transport;
-use crate::wire::deflate::{CompressParams, Compressor, DeflateParams, worth_compressing};
+use crate::wire::deflate::{CompressParams, Compressor, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
+pub use handshake::Handshake;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -43,23 +44,6 @@ const OPEN: u8 = 0;
 const GONE: u8 = 1;
 /// The program called close: what still arrives is dropped, as WHATWG's WebSocket does in its closing state.
 const CLOSED: u8 = 2;
-
-/// What the opening handshake told; lives as long as the channel.
-#[derive(Debug)]
-pub struct Handshake {
-    /// Server: the request target as sent, path and query. Client: the URL.
-    pub url: String,
-    /// Server: the request's headers; client: the response's. `name: value` lines, each ended by LF.
-    pub headers: Box<[u8]>,
-    /// The peer.
-    pub remote: Option<SocketAddr>,
-    /// Server: who asked, the peer or the client of a trusted proxy.
-    pub sender: Option<Sender>,
-    /// The subprotocol agreed on.
-    pub subprotocol: Option<String>,
-    /// What was agreed on permessage-deflate, if anything.
-    pub deflate: Option<DeflateParams>,
-}
 
 /// How a channel ended.
 #[derive(Debug)]
@@ -117,20 +101,38 @@ struct Inner {
     fragmented: bool,
     /// Reading stopped until the batch is taken.
     paused: bool,
-    /// Ends the closing handshake when it takes too long.
-    timer: Option<AbortHandle>,
     /// Batch of the newest event, and what this connection has in it.
     epoch: u64,
     pending: usize,
+    waker: Option<Waker>,
+    life: Life,
+    rare: Option<Box<Rare>>,
+}
+
+/// What few connections need, or none for long: the others do not carry it.
+#[derive(Debug, Default)]
+struct Rare {
+    /// Ends the closing handshake when it takes too long.
+    timer: Option<AbortHandle>,
+    /// Broadcasts that wait for the end of a message sent in fragments.
     held: Vec<Bytes>,
     /// The newest ping that came while the socket was full; older ones need no answer (RFC 6455 section 5.5.3).
     pong: Option<Box<[u8]>>,
     /// What to answer with in state Answering.
     answer: Option<(Option<u16>, &'static str)>,
-    waker: Option<Waker>,
     /// Where a context per connection was agreed on, from the first compressed message on: some hundred kilobytes.
     compressor: Option<Box<Compressor>>,
-    life: Life,
+}
+
+/// The same of the program's side.
+#[derive(Debug, Default)]
+struct Aside {
+    /// Messages dropped because the peer reads too slowly.
+    dropped: AtomicU64,
+    /// Under the policy to drop the oldest: what the pump has not fetched yet. Locked for one message.
+    mailbox: Mutex<Mailbox>,
+    /// How it ended.
+    closed: OnceLock<CloseInfo>,
 }
 
 /// Messages by number.
@@ -162,12 +164,13 @@ struct Life {
 pub struct Connection {
     endpoint: Arc<Endpoint>,
     io: Arc<IoThread>,
-    channel: OnceLock<u32>,
+    /// Its number, from when it is registered on.
+    channel: AtomicU32,
     role: Role,
     /// How messages are compressed for the peer, if they are; beside the fields that every broadcast looks at.
     compress: Option<CompressParams>,
     /// What the opening handshake told.
-    pub handshake: Box<Handshake>,
+    pub handshake: Handshake,
     /// [`OPEN`], [`GONE`] or [`CLOSED`]; only ever rises. Relaxed: it decides whether a frame is worth queueing, and
     /// the I/O thread looks at its own state again.
     shut: AtomicU8,
@@ -177,13 +180,9 @@ pub struct Connection {
     outgoing: Mutex<Outgoing>,
     /// Round-trip time of the newest answered ping in microseconds, plus one; 0: none yet.
     round_trip: AtomicU32,
-    /// Messages dropped because the peer reads too slowly.
-    dropped: AtomicU64,
     /// A message was refused or dropped since the last drain.
     refused: AtomicBool,
-    /// Under the policy to drop the oldest: what the pump has not fetched yet. Locked for one message.
-    mailbox: OnceLock<Box<Mutex<Mailbox>>>,
-    closed: OnceLock<Box<CloseInfo>>,
+    aside: OnceLock<Box<Aside>>,
     /// The I/O side. Locked by the I/O thread alone, so never contended; the lock is what makes it shareable.
     inner: Mutex<Inner>,
 }
@@ -208,6 +207,15 @@ impl Inner {
             State::Open | State::Closing | State::Closed => false,
         }
     }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Takes the broadcasts that wait for the end of a message sent in fragments.
+    fn take_held(&mut self) -> Vec<Bytes> {
+        self.rare.as_mut().map(|rare| std::mem::take(&mut rare.held)).unwrap_or_default()
+    }
 }
 
 impl Connection {
@@ -226,18 +234,16 @@ impl Connection {
         let conn = Arc::new(Self {
             endpoint: Arc::clone(endpoint),
             io: Arc::clone(io),
-            channel: OnceLock::new(),
+            channel: AtomicU32::new(u32::MAX),
             role,
             compress: handshake.deflate.map(|agreed| agreed.compress_params(role)),
-            handshake: Box::new(handshake),
+            handshake,
             shut: AtomicU8::new(OPEN),
             buffered: AtomicUsize::new(0),
             outgoing: Mutex::new(Outgoing::default()),
             round_trip: AtomicU32::new(0),
-            dropped: AtomicU64::new(0),
             refused: AtomicBool::new(false),
-            mailbox: OnceLock::new(),
-            closed: OnceLock::new(),
+            aside: OnceLock::new(),
             inner: Mutex::new(Inner {
                 stream: Some(stream),
                 decoder,
@@ -253,19 +259,16 @@ impl Connection {
                 heard: 0,
                 fragmented: false,
                 paused: false,
-                timer: None,
                 epoch: 0,
                 pending: 0,
-                held: Vec::new(),
-                pong: None,
-                answer: None,
-                waker: None,
-                compressor: None,
                 life: Life::default(),
+                waker: None,
+                rare: None,
             }),
         });
         let live = Live::new(endpoint);
-        let _ = conn.channel.set(endpoint.register(&conn));
+        // Read by those who got the connection through a lock: the register's or the inbox's.
+        conn.channel.store(endpoint.register(&conn), Ordering::Relaxed);
         {
             let inner = &mut *conn.inner.lock();
             let mut filling = endpoint.inbox.fill();
@@ -289,7 +292,7 @@ impl Connection {
     /// The number of the channel within its endpoint.
     #[must_use]
     pub fn channel(&self) -> u32 {
-        self.channel.get().copied().unwrap_or(u32::MAX)
+        self.channel.load(Ordering::Relaxed)
     }
 
     /// The endpoint it belongs to.
@@ -322,6 +325,10 @@ impl Connection {
         self.buffered.load(Ordering::Relaxed)
     }
 
+    fn aside(&self) -> &Aside {
+        self.aside.get_or_init(Box::default)
+    }
+
     pub(crate) fn add_buffered(&self, len: usize) {
         self.buffered.fetch_add(len, Ordering::Relaxed);
     }
@@ -329,7 +336,7 @@ impl Connection {
     /// How it ended, once it has.
     #[must_use]
     pub fn close_info(&self) -> Option<&CloseInfo> {
-        self.closed.get().map(|info| &**info)
+        self.aside.get()?.closed.get()
     }
 
     /// Queues a frame. `opcode` and `fin` as in [`Outgoing::next`].
@@ -386,7 +393,7 @@ impl Connection {
     /// room, and leaves its place in the queue going down to a command that fetches it if it is still there.
     fn post(self: &Arc<Self>, opcode: wire::Opcode, payload: &[u8]) {
         let number = {
-            let mailbox = &mut *self.mailbox.get_or_init(Box::default).lock();
+            let mailbox = &mut *self.aside().mailbox.lock();
             self.add_buffered(payload.len());
             mailbox.bytes += payload.len();
             mailbox.messages.push_back((mailbox.next, opcode, Bytes::copy_from_slice(payload)));
@@ -406,7 +413,7 @@ impl Connection {
 
     /// Takes a message out of the mailbox, unless newer ones have taken its room.
     pub(crate) fn fetch(&self, number: u64) -> Option<(wire::Opcode, Bytes)> {
-        let mailbox = &mut *self.mailbox.get()?.lock();
+        let mailbox = &mut *self.aside.get()?.mailbox.lock();
         if mailbox.messages.front()?.0 != number {
             return None;
         }
@@ -433,13 +440,15 @@ impl Connection {
     }
 
     fn count_dropped(&self, messages: u64) {
-        self.dropped.fetch_add(messages, Ordering::Relaxed);
+        if messages > 0 {
+            self.aside().dropped.fetch_add(messages, Ordering::Relaxed);
+        }
     }
 
     /// Messages dropped because the peer reads too slowly.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.aside.get().map_or(0, |aside| aside.dropped.load(Ordering::Relaxed))
     }
 
     /// Round-trip time of the newest ping that was answered.
@@ -496,8 +505,8 @@ impl Connection {
     /// Whose connection, for a log line.
     fn describe(&self) -> String {
         match self.handshake.remote {
-            Some(remote) => format!("{} from {remote}", self.handshake.url),
-            None => self.handshake.url.clone(),
+            Some(remote) => format!("{} from {remote}", self.handshake.url()),
+            None => self.handshake.url().to_owned(),
         }
     }
 }

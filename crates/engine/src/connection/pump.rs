@@ -45,7 +45,7 @@ impl Connection {
             Part::More => inner.fragmented = true,
             Part::Last => {
                 inner.fragmented = false;
-                for bytes in std::mem::take(&mut inner.held) {
+                for bytes in inner.take_held() {
                     inner.out.push_shared(bytes);
                 }
             }
@@ -77,7 +77,7 @@ impl Connection {
         let params = self.compress.filter(|_| worth_compressing(payload.len()));
         let shrunk = params.is_some_and(|params| {
             if params.context_takeover {
-                let compressor = inner.compressor.get_or_insert_with(|| Box::new(Compressor::new(params)));
+                let compressor = inner.rare().compressor.get_or_insert_with(|| Box::new(Compressor::new(params)));
                 compressor.compress(payload, &mut deflated)
             } else {
                 compress_shared(params, payload, &mut deflated)
@@ -185,7 +185,7 @@ impl Connection {
             };
             self.add_buffered(bytes.len());
             if inner.fragmented {
-                inner.held.push(bytes);
+                inner.rare().held.push(bytes);
             } else if self.keeps_frames_apart() {
                 inner.out.push_droppable(bytes);
             } else {
@@ -321,7 +321,7 @@ impl Connection {
 
     /// Nothing is left to write: the closing handshake may be over.
     pub(super) fn flushed(self: &Arc<Self>, inner: &mut Inner) {
-        if let Some(payload) = inner.pong.take()
+        if let Some(payload) = inner.rare.as_mut().and_then(|rare| rare.pong.take())
             && matches!(inner.state, State::Open | State::Answering)
         {
             self.control(inner, wire::Opcode::Pong, &payload);

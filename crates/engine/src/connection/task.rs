@@ -74,7 +74,7 @@ impl Connection {
             self.pong(inner);
         }
         if pong.is_some() {
-            inner.pong = pong;
+            inner.rare().pong = pong;
         }
         if let Some((code, reason)) = closed {
             inner.peer_closed = true;

@@ -265,15 +265,3 @@ pub(super) fn target(uri: &http::Uri) -> String {
 pub(crate) fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &[u8])> {
     headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
 }
-
-/// Headers as a channel keeps them; see [`Handshake::headers`].
-pub(crate) fn packed(headers: &HeaderMap) -> Box<[u8]> {
-    let mut packed = Vec::new();
-    for (name, value) in pairs(headers) {
-        packed.extend_from_slice(name.as_bytes());
-        packed.extend_from_slice(b": ");
-        packed.extend_from_slice(value);
-        packed.push(b'\n');
-    }
-    packed.into()
-}

@@ -1,7 +1,7 @@
 //! The WebSocket handshake (RFC 6455 section 4.2): who may have one, and on what terms.
 
 use super::activity::Watched;
-use super::http::{Client, answered, closing, packed, pairs, plain, target, with};
+use super::http::{Client, answered, closing, pairs, plain, target, with};
 use crate::body::Body;
 use crate::connection::{Connection, Handshake};
 use crate::down::deliver;
@@ -115,14 +115,10 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
             other => return closing(answered(other, endpoint)),
         }
     }
-    let handshake = Handshake {
-        url: target(request.uri()),
-        headers: packed(request.headers()),
-        remote: Some(*remote),
-        sender: Some(sender),
-        subprotocol: subprotocol.clone(),
-        deflate,
-    };
+    let mut handshake = Handshake::new(&target(request.uri()), subprotocol.as_deref(), &headers);
+    handshake.remote = Some(*remote);
+    handshake.sender = Some(sender);
+    handshake.deflate = deflate;
     let upgraded = hyper::upgrade::on(&mut request);
     let (io_here, endpoint_here, seat) = (Arc::clone(io), Arc::clone(endpoint), Arc::clone(seat));
     guarded(io, endpoint, async move {
