@@ -60,7 +60,7 @@ pub struct Endpoint {
     /// The channels of each I/O thread. A lock is held to add, to remove, or to walk over the connections without
     /// writing to them, so that the ticking thread, which removes, never waits for a system call.
     shards: Box<[Mutex<Slab<Entry>>]>,
-    /// Tasks that still run for this endpoint.
+    /// Connections and tasks that still run for this endpoint.
     live: AtomicUsize,
     stopping: AtomicBool,
     /// The owner is gone: channels need no release by the program.
@@ -98,21 +98,22 @@ struct Seats {
 /// One connection counted towards the limits, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    endpoint: Arc<Endpoint>,
-    address: Option<IpAddr>,
+    /// None: a WebSocket keeps it.
+    endpoint: Option<Arc<Endpoint>>,
+    address: IpAddr,
+}
+
+impl Seat {
+    /// It is kept by a WebSocket, which knows endpoint and address and calls [`Endpoint::vacate`] when it ends. True.
+    pub(crate) fn leave_to_connection(mut self) -> bool {
+        self.endpoint.take().is_some()
+    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut seats = self.endpoint.seats.lock();
-        seats.total -= 1;
-        if let Some(address) = self.address
-            && let Some(count) = seats.by_address.get_mut(&address)
-        {
-            *count -= 1;
-            if *count == 0 {
-                seats.by_address.remove(&address);
-            }
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.vacate(Some(self.address));
         }
     }
 }
@@ -151,17 +152,14 @@ pub(crate) struct Live(pub(crate) Arc<Endpoint>);
 
 impl Live {
     pub(crate) fn new(endpoint: &Arc<Endpoint>) -> Self {
-        endpoint.live.fetch_add(1, Ordering::Relaxed);
+        endpoint.begin();
         Self(Arc::clone(endpoint))
     }
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
-        // Release: whoever sees zero (acquire) also sees everything the task did.
-        if self.0.live.fetch_sub(1, Ordering::Release) == 1 && self.0.stopping.load(Ordering::Relaxed) {
-            self.0.inbox.nudge();
-        }
+        self.0.end();
     }
 }
 
@@ -236,17 +234,43 @@ impl Endpoint {
         if seats.total >= self.settings.max_connections {
             return Err("max_connections");
         }
-        let mut counted = None;
         if let Some(limit) = self.settings.max_connections_per_address {
             let count = seats.by_address.entry(address).or_default();
             if *count >= limit {
                 return Err("max_connections_per_address");
             }
             *count += 1;
-            counted = Some(address);
         }
         seats.total += 1;
-        Ok(Seat { endpoint: Arc::clone(self), address: counted })
+        Ok(Seat { endpoint: Some(Arc::clone(self)), address })
+    }
+
+    /// The end of a connection that was counted in.
+    pub(crate) fn vacate(&self, address: Option<IpAddr>) {
+        let mut seats = self.seats.lock();
+        seats.total -= 1;
+        // Only counted by address where there is a limit.
+        if let Some(address) = address
+            && let Some(count) = seats.by_address.get_mut(&address)
+        {
+            *count -= 1;
+            if *count == 0 {
+                seats.by_address.remove(&address);
+            }
+        }
+    }
+
+    /// A connection or a task begins to run for this endpoint.
+    pub(crate) fn begin(&self) {
+        self.live.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has ended.
+    pub(crate) fn end(&self) {
+        // Release: whoever sees zero (acquire) also sees everything that it did.
+        if self.live.fetch_sub(1, Ordering::Release) == 1 && self.stopping.load(Ordering::Relaxed) {
+            self.inbox.nudge();
+        }
     }
 
     /// Whether one more upgrade keeps to `max_upgrades_per_second`: a bucket of one second's worth, filled evenly.

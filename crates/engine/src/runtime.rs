@@ -1,6 +1,7 @@
 //! The process-wide I/O threads. One runtime serves every server and client of the process, so that a thousand
 //! clients are not a thousand threads; each thread runs a current-thread tokio runtime and owns its connections.
 
+use crate::connection::ready::{self, Ready};
 use crate::down::{DownQueue, deliver};
 use crate::driver::Driver;
 use crate::endpoint::Endpoint;
@@ -35,6 +36,8 @@ pub struct IoThread {
     pub down: DownQueue,
     /// Its runtime.
     pub(crate) driver: Driver,
+    /// Its connections that have something to do.
+    pub(crate) ready: Ready,
     /// A permit for each read of a file.
     pub(crate) file_reads: Arc<Semaphore>,
     /// Everybody to tell of a panic that belongs to no connection.
@@ -117,11 +120,13 @@ pub(crate) fn start_thread(index: usize) -> io::Result<Arc<IoThread>> {
         handle: tokio.handle().clone(),
         down: DownQueue::default(),
         driver: Driver::new(tokio),
+        ready: Ready::default(),
         file_reads: Arc::new(Semaphore::new(FILE_READS)),
         endpoints: Mutex::new(Vec::new()),
         residents: AtomicUsize::new(0),
     });
     let own = Arc::clone(&io);
+    io.handle.spawn(ready::serve(Arc::clone(&io)));
     std::thread::Builder::new().name(format!("pyhv-io-{index}")).spawn(move || {
         block_signals();
         own.driver.run(&own);

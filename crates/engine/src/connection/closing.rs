@@ -19,6 +19,7 @@ use crate::endpoint::Side;
 use crate::inbox::Event;
 use crate::wire::{self, Violation};
 use bytes::Bytes;
+use futures_util::task::ArcWake;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -48,7 +49,7 @@ impl Connection {
             _ => return,
         }
         self.touch(inner, touched);
-        self.wake(inner);
+        Self::wake_by_ref(self);
     }
 
     pub(super) fn close_frame(&self, inner: &mut Inner, code: Option<u16>, reason: &str) {
@@ -88,7 +89,7 @@ impl Connection {
         self.close_frame(inner, Some(1008), REASON);
         self.tell_close(inner, 1008, REASON);
         self.drain(inner);
-        self.wake(inner);
+        Self::wake_by_ref(self);
     }
 
     /// Puts the close event into the inbox, once.
@@ -122,7 +123,10 @@ impl Connection {
             timer.abort();
         }
         self.endpoint.release(self.channel(), Side::Io);
-        self.wake(inner);
+        if std::mem::take(&mut inner.seated) {
+            self.endpoint.vacate(self.handshake.remote.map(|remote| remote.ip()));
+        }
+        self.endpoint.end();
     }
 
     pub(super) fn start_timer(self: &Arc<Self>, inner: &mut Inner) {
@@ -146,7 +150,7 @@ impl Connection {
             State::Answering => {
                 self.answer(inner);
                 self.flush(inner);
-                self.wake(inner);
+                Self::wake_by_ref(self);
             }
             State::Open | State::Closed => {}
             State::Closing | State::Draining => {

@@ -1,13 +1,14 @@
 //! One WebSocket connection: the codec joined to a socket, an out-buffer, and the closing handshake.
 //!
-//! The I/O side is one small task (`task::Drive`) per connection, which reads and, when the socket was full, writes; the
-//! pump of the I/O thread writes directly. Both run on the same thread.
+//! The I/O side is a turn (`turn`) whenever there is something to read or, when the socket was full, to write; the pump of
+//! the I/O thread writes directly. Both run on the same thread.
 //!
 //! | module | holds |
 //! |---|---|
 //! | this one | what a connection is, and what the program's threads may do with it |
 //! | `handshake` | what the opening handshake told |
-//! | `task` | reading; writing when the socket was full |
+//! | `ready` | which connections have something to do |
+//! | `turn` | reading; writing when the socket was full |
 //! | `pump` | queueing and writing what the program sent |
 //! | `keepalive` | pings, and what has been silent for too long |
 //! | `closing` | the closing handshake as a state machine |
@@ -16,10 +17,11 @@ mod closing;
 mod handshake;
 pub(crate) mod keepalive;
 pub(crate) mod pump;
-mod task;
+pub(crate) mod ready;
+mod turn;
 
 use crate::down::{Command, DownQueue, Part};
-use crate::endpoint::{Endpoint, Live, Seat};
+use crate::endpoint::{Endpoint, Seat};
 use crate::inbox::Event;
 use crate::outbuf::OutBuf;
 use crate::runtime::IoThread;
@@ -28,14 +30,13 @@ use crate::transport::Transport;
 use crate::wire::deflate::{CompressParams, Compressor, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
+use futures_util::task::ArcWake;
 pub use handshake::Handshake;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::Waker;
 use std::time::{Duration, Instant};
-use task::Drive;
 use tokio::task::AbortHandle;
 
 /// The program may send.
@@ -89,7 +90,7 @@ struct Inner {
     read_ended: bool,
     /// The close event is in the inbox: exactly one.
     told: bool,
-    /// The socket was full: the task waits for it to be writable.
+    /// The socket was full: a turn comes when it is writable.
     blocked: bool,
     /// Being closed because the peer does not read.
     too_slow: bool,
@@ -101,10 +102,11 @@ struct Inner {
     fragmented: bool,
     /// Reading stopped until the batch is taken.
     paused: bool,
+    /// It counts towards the limits on connections.
+    seated: bool,
     /// Batch of the newest event, and what this connection has in it.
     epoch: u64,
     pending: usize,
-    waker: Option<Waker>,
     life: Life,
     rare: Option<Box<Rare>>,
 }
@@ -169,6 +171,8 @@ pub struct Connection {
     role: Role,
     /// How messages are compressed for the peer, if they are; beside the fields that every broadcast looks at.
     compress: Option<CompressParams>,
+    /// It waits for its turn.
+    woken: AtomicBool,
     /// What the opening handshake told.
     pub handshake: Handshake,
     /// [`OPEN`], [`GONE`] or [`CLOSED`]; only ever rises. Relaxed: it decides whether a frame is worth queueing, and
@@ -228,7 +232,7 @@ impl Connection {
         stream: Transport,
         handshake: Handshake,
         first: &[u8],
-        seat: Option<Arc<Seat>>,
+        seat: Option<Seat>,
     ) {
         let decoder = Decoder::with_limits(role, Arc::clone(&endpoint.limits), handshake.deflate);
         let conn = Arc::new(Self {
@@ -237,6 +241,7 @@ impl Connection {
             channel: AtomicU32::new(u32::MAX),
             role,
             compress: handshake.deflate.map(|agreed| agreed.compress_params(role)),
+            woken: AtomicBool::new(false),
             handshake,
             shut: AtomicU8::new(OPEN),
             buffered: AtomicUsize::new(0),
@@ -259,14 +264,14 @@ impl Connection {
                 heard: 0,
                 fragmented: false,
                 paused: false,
+                seated: seat.is_some_and(Seat::leave_to_connection),
                 epoch: 0,
                 pending: 0,
                 life: Life::default(),
-                waker: None,
                 rare: None,
             }),
         });
-        let live = Live::new(endpoint);
+        endpoint.begin();
         // Read by those who got the connection through a lock: the register's or the inbox's.
         conn.channel.store(endpoint.register(&conn), Ordering::Relaxed);
         {
@@ -285,8 +290,9 @@ impl Connection {
             // The stop's close-all went by before this connection was registered.
             let mut touched = Vec::new();
             conn.send_close(CloseKind::Local, Some(1001), "", &mut touched);
+            touched.iter().for_each(Self::flush_touched);
         }
-        tokio::spawn(Drive { conn, _live: live, _seat: seat });
+        Self::wake_by_ref(&conn);
     }
 
     /// The number of the channel within its endpoint.

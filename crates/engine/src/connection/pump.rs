@@ -11,6 +11,7 @@ use crate::transport::Transport;
 use crate::wire::deflate::{Compressor, compress_shared, worth_compressing};
 use crate::wire::{self, Role};
 use bytes::Bytes;
+use futures_util::task::{ArcWake, waker_ref};
 use std::any::Any;
 use std::io;
 use std::pin::Pin;
@@ -131,13 +132,13 @@ impl Connection {
             0 if room.count() == 1 => true,
             waiting => waiting + room.len() <= self.endpoint.settings.max_buffered,
         };
-        let (Some(Transport::Tcp(stream)), Some(waker), true) = (&mut inner.stream, &inner.waker, fits) else {
+        let (Some(Transport::Tcp(stream)), true) = (&mut inner.stream, fits) else {
             return false;
         };
         let Some(joined) = room.joined(self.compress) else { return false };
         let len = joined.len();
         inner.life.talked = true;
-        let written = match Pin::new(stream).poll_write(&mut Context::from_waker(waker), joined) {
+        let written = match Pin::new(stream).poll_write(&mut Context::from_waker(&waker_ref(self)), joined) {
             Poll::Ready(Ok(written)) => written,
             // Then the write is tried again from the out-buffer, which knows what each error means.
             Poll::Ready(Err(_)) | Poll::Pending => 0,
@@ -233,10 +234,9 @@ impl Connection {
     }
 
     /// The batch was taken: read on.
-    pub(crate) fn resume(&self) {
-        let inner = &mut *self.inner.lock();
-        inner.paused = false;
-        self.wake(inner);
+    pub(crate) fn resume(self: &Arc<Self>) {
+        self.inner.lock().paused = false;
+        Self::wake_by_ref(self);
     }
 
     /// Drops the connection without a closing handshake.
@@ -256,12 +256,6 @@ impl Connection {
         self.abort();
     }
 
-    pub(super) fn wake(&self, inner: &mut Inner) {
-        if let Some(waker) = &inner.waker {
-            waker.wake_by_ref();
-        }
-    }
-
     pub(super) fn control(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) {
         let mask = self.mask();
         let tail = inner.out.tail();
@@ -271,15 +265,12 @@ impl Connection {
         self.add_buffered(len);
     }
 
-    /// Writes until nothing is left or the socket is full; in the latter case the task is woken when it is not.
+    /// Writes until nothing is left or the socket is full; in the latter case a turn follows when it is not.
     pub(super) fn flush(self: &Arc<Self>, inner: &mut Inner) {
         let Some(stream) = &mut inner.stream else { return };
-        // The pump writes on behalf of the task: with the task's waker a full socket wakes the task, not the pump.
-        let Some(waker) = &inner.waker else {
-            inner.blocked = true;
-            return;
-        };
-        let mut cx = Context::from_waker(waker);
+        // The pump writes on behalf of the connection: with its waker a full socket wakes it, not the pump.
+        let waker = waker_ref(self);
+        let mut cx = Context::from_waker(&waker);
         let (written, result) = inner.out.flush(|slices| {
             let stream = Pin::new(&mut *stream);
             let poll = match slices {
@@ -347,10 +338,10 @@ impl Connection {
     }
 
     /// Ends our direction: TLS's close_notify, then TCP's FIN.
-    pub(super) fn half_close(&self, inner: &mut Inner) {
-        if let (Some(stream), Some(waker)) = (&mut inner.stream, &inner.waker) {
+    pub(super) fn half_close(self: &Arc<Self>, inner: &mut Inner) {
+        if let Some(stream) = &mut inner.stream {
             // Not waited for: a socket too full for it is dropped by the timer.
-            let _ = Pin::new(stream).poll_shutdown(&mut Context::from_waker(waker));
+            let _ = Pin::new(stream).poll_shutdown(&mut Context::from_waker(&waker_ref(self)));
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::wire;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -45,7 +46,8 @@ pub(super) struct Client {
     pub(super) remote: SocketAddr,
     pub(super) io: Arc<IoThread>,
     pub(super) shared: Shared,
-    pub(super) seat: Arc<Seat>,
+    /// Until a WebSocket takes it. Locked for that.
+    pub(super) seat: Mutex<Option<Seat>>,
 }
 
 pub(super) async fn answer(mut request: Request<Incoming>, client: &Client, in_flight: InFlight) -> Response<Body> {

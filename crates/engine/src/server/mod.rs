@@ -221,7 +221,7 @@ async fn accept(listener: TcpListener, shared: Shared) {
             }
         };
         let seat = match endpoint.seat(remote.ip()) {
-            Ok(seat) => Arc::new(seat),
+            Ok(seat) => seat,
             Err(limit) => {
                 endpoint.complain(&first, limit, || {
                     let value = match endpoint.settings.max_connections_per_address {

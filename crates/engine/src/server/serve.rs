@@ -8,6 +8,7 @@ use crate::runtime::IoThread;
 use crate::transport::Transport;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
+use parking_lot::Mutex;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -75,7 +76,7 @@ async fn refuse(mut stream: TcpStream, text: &str) {
 }
 
 /// One connection for as long as it speaks HTTP.
-pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThread>, shared: Shared, seat: Arc<Seat>) {
+pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThread>, shared: Shared, seat: Seat) {
     let mut phase = shared.endpoint.phase();
     let settings = &shared.endpoint.settings;
     let secured = tokio::time::timeout(settings.handshake_timeout, secured(stream, remote, &io, &shared));
@@ -89,7 +90,7 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
     };
     let http2 = transport.speaks_http2();
     let activity = Arc::new(Activity::default());
-    let client = Arc::new(Client { remote, io: Arc::clone(&io), shared: shared.clone(), seat });
+    let client = Arc::new(Client { remote, io: Arc::clone(&io), shared: shared.clone(), seat: Mutex::new(Some(seat)) });
     let service = service_fn(|request| {
         let in_flight = activity.begin();
         let client = Arc::clone(&client);

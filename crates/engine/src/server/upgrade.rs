@@ -120,14 +120,14 @@ pub(super) async fn upgrade(mut request: Request<Incoming>, client: &Client) -> 
     handshake.sender = Some(sender);
     handshake.deflate = deflate;
     let upgraded = hyper::upgrade::on(&mut request);
-    let (io_here, endpoint_here, seat) = (Arc::clone(io), Arc::clone(endpoint), Arc::clone(seat));
+    let (io_here, endpoint_here, seat) = (Arc::clone(io), Arc::clone(endpoint), seat.lock().take());
     guarded(io, endpoint, async move {
         // An error: the client left before it had read the 101.
         let Ok(upgraded) = upgraded.await else { return };
         let Ok(parts) = upgraded.downcast::<Watched>() else { return };
         let stream = parts.io.into_inner();
         let first = &parts.read_buf;
-        Connection::open(&endpoint_here, &io_here, Role::Server, stream, handshake, first, Some(seat));
+        Connection::open(&endpoint_here, &io_here, Role::Server, stream, handshake, first, seat);
     });
     let mut response = Response::new(Body::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;

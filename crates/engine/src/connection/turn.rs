@@ -1,12 +1,9 @@
-//! The task of a connection: reading, and writing when the socket was full.
+//! A connection's turn: reading, and writing when the socket was full.
 
 use super::{Connection, Inner, State};
 use crate::down::DownQueue;
-use crate::endpoint::{Live, Seat};
 use crate::wire::{self, Role};
 use std::cell::RefCell;
-use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -90,33 +87,28 @@ impl Connection {
         }
     }
 
-    pub(super) fn poll(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Reads what is there. `cx`: wakes this connection.
+    pub(super) fn turn(self: &Arc<Self>, cx: &mut Context<'_>) {
         let inner = &mut *self.inner.lock();
-        if !inner.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
-            inner.waker = Some(cx.waker().clone());
-        }
         if inner.blocked {
             self.flush(inner);
         }
         for _ in 0..READS_PER_TURN {
             if inner.state == State::Closed {
-                return Poll::Ready(());
+                return;
             }
             if inner.state == State::Open && !inner.paused && self.endpoint.inbox.is_full() {
                 inner.paused = self.endpoint.inbox.fill().pause_if_full(self, 0);
             }
-            if inner.read_ended {
-                return Poll::Pending;
-            }
             // Only an open channel is paused: one that closes must read on to see the peer's close or its end.
-            if inner.state == State::Open && inner.paused {
-                return Poll::Pending;
+            if inner.read_ended || inner.state == State::Open && inner.paused {
+                return;
             }
-            let done = READ_BUFFER.with_borrow_mut(|scratch| {
-                let stream = inner.stream.as_mut()?;
+            let more = READ_BUFFER.with_borrow_mut(|scratch| {
+                let Some(stream) = &mut inner.stream else { return false };
                 let mut buf = ReadBuf::new(scratch);
                 match Pin::new(stream).poll_read(cx, &mut buf) {
-                    Poll::Pending => return Some(Poll::Pending),
+                    Poll::Pending => return false,
                     Poll::Ready(Ok(())) if !buf.filled().is_empty() => self.received(inner, buf.filled_mut()),
                     // It may only have ended its direction: our answer is on its way or waits for the tick.
                     Poll::Ready(Ok(())) if self.role == Role::Server && inner.answers() => {
@@ -124,37 +116,13 @@ impl Connection {
                     }
                     Poll::Ready(_) => self.lost(inner),
                 }
-                None
+                true
             });
-            if let Some(done) = done {
-                return done;
+            if !more {
+                return;
             }
-        }
-        if inner.state == State::Closed {
-            return Poll::Ready(());
         }
         // More may wait to be read: after the others' turn.
         cx.waker().wake_by_ref();
-        Poll::Pending
-    }
-}
-
-/// The task of one connection.
-pub(super) struct Drive {
-    pub(super) conn: Arc<Connection>,
-    pub(super) _live: Live,
-    /// The connection counts towards the limits for as long as it lives.
-    pub(super) _seat: Option<Arc<Seat>>,
-}
-
-impl Future for Drive {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let conn = &self.conn;
-        catch_unwind(AssertUnwindSafe(|| conn.poll(cx))).unwrap_or_else(|panic| {
-            conn.fault(panic.as_ref());
-            Poll::Ready(())
-        })
     }
 }
