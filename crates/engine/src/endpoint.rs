@@ -62,6 +62,7 @@ pub struct Endpoint {
     shards: Box<[Mutex<Slab<Entry>>]>,
     /// Connections and tasks that still run for this endpoint.
     live: AtomicUsize,
+    began: Instant,
     stopping: AtomicBool,
     /// The owner is gone: channels need no release by the program.
     abandoned: AtomicBool,
@@ -163,6 +164,21 @@ impl Drop for Live {
     }
 }
 
+/// Shows up to `most` of what is in a slab, from a key on. Returns the key to go on from, 0 after the last.
+fn walk<T>(slab: &Slab<T>, from: usize, most: usize, mut each: impl FnMut(&T)) -> usize {
+    let mut left = most;
+    for key in from..slab.capacity() {
+        if let Some(value) = slab.get(key) {
+            if left == 0 {
+                return key;
+            }
+            left -= 1;
+            each(value);
+        }
+    }
+    0
+}
+
 impl Endpoint {
     /// A new endpoint. `wake`: the descriptor handed out by an earlier run of the same object.
     ///
@@ -177,6 +193,7 @@ impl Endpoint {
             settings,
             shards,
             live: AtomicUsize::new(0),
+            began: Instant::now(),
             stopping: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Running),
@@ -350,6 +367,22 @@ impl Endpoint {
         }
     }
 
+    /// How long ago it was made.
+    pub(crate) fn age(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Channels of one I/O thread.
+    pub(crate) fn channels_on(&self, thread: usize) -> usize {
+        self.shards[thread].lock().len()
+    }
+
+    /// Adds up to `most` connections of an I/O thread, from a place in the register on. Returns the place to go on from,
+    /// which after the last is the first again.
+    pub(crate) fn next_on(&self, thread: usize, from: usize, most: usize, into: &mut Vec<Arc<Connection>>) -> usize {
+        walk(&self.shards[thread].lock(), from, most, |entry| into.push(Arc::clone(&entry.conn)))
+    }
+
     pub(crate) fn for_each_on(&self, thread: usize, mut each: impl FnMut(u32, &Arc<Connection>)) {
         let shards = self.shards.len();
         for (key, entry) in self.shards[thread].lock().iter() {
@@ -470,5 +503,35 @@ impl Endpoint {
 
     pub(crate) fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_in_steps_sees_everyone_once_and_begins_anew() {
+        let mut slab: Slab<usize> = (0..1000).map(|n| (n, n)).collect();
+        for gone in (0..1000).filter(|n| n % 3 == 0 || *n > 900) {
+            slab.remove(gone);
+        }
+        let there: Vec<usize> = slab.iter().map(|(_, n)| *n).collect();
+        for most in [1, 7, 100, there.len(), usize::MAX] {
+            let mut place = 0;
+            for _ in 0..2 {
+                let mut seen = Vec::new();
+                loop {
+                    let before = seen.len();
+                    place = walk(&slab, place, most, |n| seen.push(*n));
+                    assert!(seen.len() - before <= most);
+                    if place == 0 {
+                        break;
+                    }
+                }
+                assert_eq!(seen, there, "{most}");
+            }
+        }
+        assert_eq!(walk(&Slab::<usize>::new(), 5, 1, |_| unreachable!()), 0);
     }
 }

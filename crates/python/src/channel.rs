@@ -8,11 +8,10 @@ use pyhv_engine::wire::{self, MessageKind, Opcode};
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
-use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyList, PyTuple};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// One WebSocket connection of a server, from `on_ws_open` to `on_ws_close`.
 ///
@@ -21,14 +20,19 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 #[pyclass(frozen, weakref, module = "pyhv")]
 pub(crate) struct WebSocketChannel {
     pub(crate) conn: Arc<Connection>,
-    /// Guards the reference while it is read or replaced.
-    data: Mutex<Option<Py<PyAny>>>,
-    headers: PyOnceLock<Py<PyAny>>,
-    query: PyOnceLock<Py<PyAny>>,
-    /// The tick has reached the end: `close_code` tells.
-    ended: AtomicBool,
+    /// Guards the references while one is read or replaced; no Python code runs under it.
+    values: Mutex<Values>,
     /// Its messages that gave way to newer ones.
     pub(crate) skipped: AtomicU32,
+}
+
+/// Python objects that a channel keeps.
+#[derive(Default)]
+struct Values {
+    data: Option<Py<PyAny>>,
+    /// Made when first asked for.
+    headers: Option<Py<PyAny>>,
+    query: Option<Py<PyAny>>,
 }
 
 /// Sends one frame: what `channel.send` and `client.send` share. `what`: whose connection, for the error.
@@ -93,18 +97,22 @@ pub(crate) fn address_object<'py>(py: Python<'py>, address: SocketAddr) -> PyRes
 
 impl WebSocketChannel {
     pub(crate) fn new(conn: Arc<Connection>) -> Self {
-        Self {
-            conn,
-            data: Mutex::new(None),
-            headers: PyOnceLock::new(),
-            query: PyOnceLock::new(),
-            ended: AtomicBool::new(false),
-            skipped: AtomicU32::new(0),
-        }
+        Self { conn, values: Mutex::default(), skipped: AtomicU32::new(0) }
     }
 
-    pub(crate) fn end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
+    /// What is in `slot`, made when it is empty.
+    fn kept(
+        &self,
+        py: Python<'_>,
+        slot: impl Fn(&mut Values) -> &mut Option<Py<PyAny>>,
+        make: impl FnOnce() -> PyResult<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        if let Some(kept) = slot(&mut self.values.lock()) {
+            return Ok(kept.clone_ref(py));
+        }
+        let made = make()?;
+        // Another thread may have been faster: everybody gets the same object. What is not kept is dropped after the lock.
+        Ok(slot(&mut self.values.lock()).get_or_insert_with(|| made.clone_ref(py)).clone_ref(py))
     }
 }
 
@@ -145,12 +153,12 @@ impl WebSocketChannel {
     /// What the program put here; None at first.
     #[getter]
     fn get_data(&self, py: Python<'_>) -> Option<Py<PyAny>> {
-        self.data.lock().as_ref().map(|data| data.clone_ref(py))
+        self.values.lock().data.as_ref().map(|data| data.clone_ref(py))
     }
 
     #[setter]
     fn set_data(&self, value: Py<PyAny>) {
-        let old = self.data.lock().replace(value);
+        let old = self.values.lock().data.replace(value);
         // Its destructor may run Python code: not under the lock.
         drop(old);
     }
@@ -170,15 +178,13 @@ impl WebSocketChannel {
     /// The query parameters of `url`, as `QueryParams`.
     #[getter]
     fn query(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let query = self.query.get_or_try_init(py, || query_object(py, self.conn.handshake.url()))?;
-        Ok(query.clone_ref(py))
+        self.kept(py, |values| &mut values.query, || query_object(py, self.conn.handshake.url()))
     }
 
     /// The headers of the handshake request, as `Headers`.
     #[getter]
     fn headers(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        let headers = self.headers.get_or_try_init(py, || headers_object(py, self.conn.handshake.headers()))?;
-        Ok(headers.clone_ref(py))
+        self.kept(py, |values| &mut values.headers, || headers_object(py, self.conn.handshake.headers()))
     }
 
     /// The peer's address: (host, port).
@@ -246,13 +252,13 @@ impl WebSocketChannel {
     /// code that this side failed the connection with, else 1006. None before `on_ws_close`.
     #[getter]
     fn close_code(&self) -> Option<u16> {
-        self.ended.load(Ordering::Relaxed).then(|| self.conn.close_info().map(|info| info.code)).flatten()
+        self.conn.close_info().filter(|_| self.conn.has_ended()).map(|info| info.code)
     }
 
     /// The reason that goes with `close_code`, often empty. None before `on_ws_close`.
     #[getter]
     fn close_reason(&self) -> Option<&str> {
-        self.ended.load(Ordering::Relaxed).then(|| self.conn.close_info().map(|info| &*info.reason)).flatten()
+        self.conn.close_info().filter(|_| self.conn.has_ended()).map(|info| &*info.reason)
     }
 
     fn __repr__(&self) -> String {
@@ -263,14 +269,14 @@ impl WebSocketChannel {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         // Locked elsewhere means in use, so alive: nothing to find here this time.
-        if let Some(data) = self.data.try_lock() {
-            visit.call(&*data)?;
+        if let Some(values) = self.values.try_lock() {
+            visit.call(&values.data)?;
         }
         Ok(())
     }
 
     fn __clear__(&self) {
-        let old = self.data.lock().take();
+        let old = self.values.lock().data.take();
         drop(old);
     }
 }

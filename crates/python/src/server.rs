@@ -97,9 +97,7 @@ impl Server {
                 let channel = this.channels.lock().get_mut(number as usize).and_then(Option::take);
                 endpoint.release(number, Side::Program);
                 let Some(channel) = channel else { return Ok(()) };
-                let inner = channel.get();
-                inner.conn.delivered_close();
-                inner.end();
+                channel.get().conn.delivered_close();
                 if let Err(error) = slf.call_method1(intern!(py, "on_ws_close"), (channel,)) {
                     callback_failed(slf, "on_ws_close", error)?;
                 }

@@ -1,7 +1,8 @@
 //! Keep-alive: pings, and what has been silent for too long (RFC 6455 section 5.5.2).
 //!
-//! One sweep over all connections of an endpoint every so often, instead of a timer for each: an idle connection costs
-//! some additions. Times are therefore kept to about a quarter of the shortest setting.
+//! All connections of an endpoint are looked at every so often, instead of a timer for each: an idle connection costs some
+//! additions. Times are therefore kept to about a quarter of the shortest setting. Many connections are looked at in
+//! steps, spread over that time: the pings of fifty thousand at once would keep the I/O thread for a quarter of a second.
 //!
 //! A ping counts as unanswered only while nothing at all is heard from the peer, nothing that it was sent makes
 //! progress, and we are reading: a peer on a slow line that takes a large message, or one whose pong waits behind
@@ -10,6 +11,7 @@
 use super::{Connection, Inner, State};
 use crate::endpoint::Endpoint;
 use crate::wire::Opcode;
+use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -18,27 +20,48 @@ use std::time::{Duration, Instant};
 const SHORTEST: Duration = Duration::from_millis(10);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Sweeps the endpoint's connections on this I/O thread for as long as the endpoint lives.
+/// Connections looked at in one step, where the pause leaves time for more than one.
+const STEP: usize = 256;
+/// tokio's timers are not finer.
+const SHORTEST_STEP: Duration = Duration::from_millis(1);
+
+/// How many steps a sweep over so many connections takes, at most one for each [`SHORTEST_STEP`] of the pause.
+fn steps(connections: usize, pause: Duration) -> u32 {
+    let most = u32::try_from(pause.as_nanos() / SHORTEST_STEP.as_nanos()).unwrap_or(u32::MAX);
+    u32::try_from(connections.div_ceil(STEP)).unwrap_or(u32::MAX).clamp(1, most.max(1))
+}
+
+/// Sweeps over the endpoint's connections on this I/O thread again and again for as long as the endpoint lives.
 pub(crate) async fn sweep(endpoint: Weak<Endpoint>, thread: usize) {
     let Some(pause) = endpoint.upgrade().and_then(|endpoint| pause(&endpoint)) else { return };
     let mut last = Instant::now();
     let mut stalled = Duration::ZERO;
     let mut ticks = 0;
+    let mut steps_taken = 1;
+    // Where in the register the next step begins.
+    let mut place = 0;
+    let mut due = Vec::new();
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(pause / steps_taken).await;
         let Some(endpoint) = endpoint.upgrade() else { return };
         let elapsed = last.elapsed();
         last += elapsed;
-        let mut all = Vec::new();
-        endpoint.for_each_on(thread, |_, conn| all.push(Arc::clone(conn)));
         // A program that waits inside `tick()` is there, however long nothing happens.
         let alive = endpoint.ticks() != ticks || endpoint.inbox.is_waited_for();
         ticks = endpoint.ticks();
         stalled = if alive { Duration::ZERO } else { stalled + elapsed };
         let stall = endpoint.settings.app_stall_timeout.is_some_and(|limit| stalled > limit);
+        let connections = endpoint.channels_on(thread);
+        steps_taken = steps(connections, pause);
+        if stall {
+            place = endpoint.next_on(thread, 0, usize::MAX, &mut due);
+        } else {
+            place = endpoint.next_on(thread, place, connections.div_ceil(steps_taken as usize), &mut due);
+        }
+        let age = endpoint.age();
         let mut closed = 0;
-        for conn in &all {
-            closed += usize::from(conn.sweep(last, elapsed, stall) && stall);
+        for conn in due.drain(..) {
+            closed += usize::from(conn.sweep(age, stall) && stall);
         }
         if closed > 0 {
             let io = &endpoint.runtime.threads[thread];
@@ -61,17 +84,56 @@ fn millis(time: Duration) -> u32 {
     u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
+/// For differences of less than 49 days.
+fn wrapped_millis(age: Duration) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "it wraps")]
+    let millis = age.as_millis() as u32;
+    millis
+}
+
+/// Never 0, so that an option of it takes no more.
+fn nanos(age: Duration) -> NonZeroU64 {
+    u64::try_from(age.as_nanos()).ok().and_then(NonZeroU64::new).unwrap_or(NonZeroU64::MIN)
+}
+
+/// What the keep-alive sweep knows of a connection.
+#[derive(Debug)]
+pub(super) struct Life {
+    /// When the unanswered ping was sent, in nanoseconds of the endpoint's age, and the number of the newest.
+    ping: Option<NonZeroU64>,
+    pub(super) ping_number: u32,
+    /// The last sweep, in milliseconds of the endpoint's age.
+    swept: u32,
+    /// Milliseconds since the last ping; that the ping has been unanswered in silence; without a message.
+    since_ping: u32,
+    unanswered: u32,
+    idle: u32,
+    /// Something was read, or written after the socket had been full, since the last sweep.
+    pub(super) stirred: bool,
+    /// A message passed since the last sweep.
+    pub(super) talked: bool,
+}
+
+impl Life {
+    /// That of a connection that opens now.
+    pub(super) fn new(endpoint: &Endpoint) -> Self {
+        let swept = wrapped_millis(endpoint.age());
+        Self { ping: None, ping_number: 0, swept, since_ping: 0, unanswered: 0, idle: 0, stirred: false, talked: false }
+    }
+}
+
 impl Connection {
-    /// True: it was closed.
-    fn sweep(self: &Arc<Self>, now: Instant, elapsed: Duration, stall: bool) -> bool {
+    /// `age`: of the endpoint. True: it was closed.
+    fn sweep(self: &Arc<Self>, age: Duration, stall: bool) -> bool {
         let inner = &mut *self.inner.lock();
         if inner.state != State::Open {
             return false;
         }
         let settings = &self.endpoint.settings;
-        let elapsed = millis(elapsed);
         let over = |spent: u32, limit: Option<Duration>| limit.is_some_and(|limit| spent > millis(limit));
         let life = &mut inner.life;
+        let now = wrapped_millis(age);
+        let elapsed = now.wrapping_sub(std::mem::replace(&mut life.swept, now));
         let stirred = std::mem::take(&mut life.stirred);
         life.unanswered = match life.ping {
             Some(_) if !stirred && !inner.paused => life.unanswered.saturating_add(elapsed),
@@ -92,7 +154,7 @@ impl Connection {
             self.give_up(inner, 1001, "no message for idle_timeout");
         } else if life.ping.is_none() && settings.ping_interval.is_some_and(|i| life.since_ping >= millis(i)) {
             life.since_ping = 0;
-            life.ping = Some(now);
+            life.ping = Some(nanos(age));
             life.ping_number = life.ping_number.wrapping_add(1);
             let number = life.ping_number.to_be_bytes();
             self.control(inner, Opcode::Ping, &number);
@@ -117,8 +179,28 @@ impl Connection {
     /// The answer to our ping arrived.
     pub(super) fn pong(&self, inner: &mut Inner) {
         if let Some(sent) = inner.life.ping.take() {
-            let micros = u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX - 1);
+            let took = nanos(self.endpoint.age()).get().saturating_sub(sent.get());
+            let micros = u32::try_from(took / 1000).unwrap_or(u32::MAX);
             self.round_trip.store(micros.saturating_add(1), Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_connections_are_looked_at_in_steps_that_the_pause_has_room_for() {
+        for (connections, millis, expected) in [
+            (0, 5000, 1),
+            (256, 5000, 1),
+            (257, 5000, 2),
+            (50_000, 5000, 196),
+            (50_000, 10, 10),
+            (usize::MAX, 5000, 5000),
+        ] {
+            assert_eq!(steps(connections, Duration::from_millis(millis)), expected, "{connections} in {millis} ms");
         }
     }
 }

@@ -32,11 +32,12 @@ use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
 use futures_util::task::ArcWake;
 pub use handshake::Handshake;
+use keepalive::Life;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::AbortHandle;
 
 /// The program may send.
@@ -145,22 +146,6 @@ struct Mailbox {
     next: u64,
 }
 
-/// What the keep-alive sweep knows; see `keepalive`.
-#[derive(Debug, Default)]
-struct Life {
-    /// Something was read, or written after the socket had been full, since the last sweep.
-    stirred: bool,
-    /// A message passed since the last sweep.
-    talked: bool,
-    /// When the unanswered ping was sent, and its number.
-    ping: Option<Instant>,
-    ping_number: u32,
-    /// Milliseconds since the last ping; that the ping has been unanswered in silence; without a message.
-    since_ping: u32,
-    unanswered: u32,
-    idle: u32,
-}
-
 /// One WebSocket connection, shared by the program's channel object and the I/O thread.
 #[derive(Debug)]
 pub struct Connection {
@@ -180,6 +165,8 @@ pub struct Connection {
     shut: AtomicU8,
     /// Bytes queued and not yet written.
     buffered: AtomicUsize,
+    /// The tick has delivered the close event. Relaxed: set and read with the GIL, or by who ticks.
+    ended: AtomicBool,
     /// The sequence of fragments; held while a frame is queued, so that sequence and queue agree.
     outgoing: Mutex<Outgoing>,
     /// Round-trip time of the newest answered ping in microseconds, plus one; 0: none yet.
@@ -242,6 +229,7 @@ impl Connection {
             role,
             compress: handshake.deflate.map(|agreed| agreed.compress_params(role)),
             woken: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             handshake,
             shut: AtomicU8::new(OPEN),
             buffered: AtomicUsize::new(0),
@@ -267,7 +255,7 @@ impl Connection {
                 seated: seat.is_some_and(Seat::leave_to_connection),
                 epoch: 0,
                 pending: 0,
-                life: Life::default(),
+                life: Life::new(endpoint),
                 rare: None,
             }),
         });
@@ -329,6 +317,12 @@ impl Connection {
     #[must_use]
     pub fn buffered_amount(&self) -> usize {
         self.buffered.load(Ordering::Relaxed)
+    }
+
+    /// Whether the tick has delivered the close event.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 
     fn aside(&self) -> &Aside {
@@ -493,6 +487,7 @@ impl Connection {
 
     /// The tick delivers the close event: nothing more is sent, and the peer is answered.
     pub fn delivered_close(self: &Arc<Self>) {
+        self.ended.store(true, Ordering::Relaxed);
         self.shut.fetch_max(GONE, Ordering::Relaxed);
         let conn = Arc::clone(self);
         let command = Command::Close { conn, kind: CloseKind::Reply, code: None, reason: String::new() };
@@ -514,5 +509,18 @@ impl Connection {
             Some(remote) => format!("{} from {remote}", self.handshake.url()),
             None => self.handshake.url().to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every connection has these for life. A change that makes them grow should be noticed: docs/memory.md.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_connection_is_small() {
+        assert!(size_of::<Connection>() <= 376, "{}", size_of::<Connection>());
+        assert!(size_of::<Inner>() <= 232, "{}", size_of::<Inner>());
     }
 }
