@@ -25,6 +25,8 @@ ROOT = BENCHMARKS.parent
 DOCUMENTS = (Path("docs/benchmarks.md"), Path("docs/memory.md"), Path("README.md"))
 PLOTS = Path("docs/plots")
 BASE = "pyhv"
+#: What stands between marks for which there are no results, as in most trials.
+NOTHING = "Not measured."
 
 MARKED = re.compile(r"(?P<begin><!-- begin (?P<name>[a-z-]+) -->\n).*?(?P<end>^<!-- end (?P=name) -->$)", re.S | re.M)
 
@@ -61,7 +63,8 @@ def blocks(documents: dict[str, Document]) -> dict[str, str]:
         made["main-loop"] = "\n\n".join(parts)
     if THREAD in documents:
         document = documents[THREAD]
-        made["thread"] = f"{report.heading(document)}\n\n{report.thread_table(document)}"
+        parts = [report.heading(document), report.thread_table(document), *report.notes(document)]
+        made["thread"] = "\n\n".join(parts)
     if MEMORY_MODES in documents:
         made["memory-modes"] = report.memory_modes_table(documents[MEMORY_MODES]["rows"])
     return made
@@ -78,8 +81,7 @@ def files(place: Place) -> dict[Path, str]:
     made = blocks(documents)
 
     def fresh(found: re.Match[str]) -> str:
-        inside = made.get(found["name"])
-        return found[0] if inside is None else f"{found['begin']}\n{inside.strip()}\n\n{found['end']}"
+        return f"{found['begin']}\n{made.get(found['name'], NOTHING).strip()}\n\n{found['end']}"
 
     texts = {path: (ROOT / path).read_text(encoding="utf-8") for path in DOCUMENTS}
     marked = {path: MARKED.sub(fresh, text) for path, text in texts.items() if MARKED.search(text)}

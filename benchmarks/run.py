@@ -56,7 +56,7 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
     add("--trial", "leave results/ and docs/ alone", action="store_true")
     add("--seconds", "time measured per row of a load (1.5; 0.4 with --quick)", type=float)
     add("--limit-seconds", "the same for the limit beside it (half of --seconds)", type=float)
-    add("--loop-seconds", "the same for a main loop (5; 2 with --quick)", type=float)
+    add("--loop-seconds", "the same for a main loop (4; 2 with --quick)", type=float)
     add("--repeat", "passes over all rows; medians are taken over them (3; 1 with --quick)", type=int)
     add("--tries", "measurements of a row until one is undisturbed (2; 1 with --quick)", type=int)
     add("--patience", "seconds to wait before a row for a machine that does nothing else (0)", type=float, default=0.0)
@@ -69,7 +69,7 @@ def options_from(arguments: list[str]) -> argparse.Namespace:
                 parser.error(f"{name!r} is none of {', '.join(known)}")
     options.trial = options.trial or options.quick or options.peers is not None
     options.peers = given
-    defaults = {"seconds": (1.5, 0.4), "loop_seconds": (5.0, 2.0), "repeat": (3, 1), "tries": (2, 1)}
+    defaults = {"seconds": (1.5, 0.4), "loop_seconds": (4.0, 2.0), "repeat": (3, 1), "tries": (2, 1)}
     for name, (full, quick) in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
@@ -186,7 +186,8 @@ def main_loop_part(options: argparse.Namespace, cores: Cores) -> Part:
     """The main loops."""
     peers = [peer for peer in main_loop.PEERS if peer.name in options.peers]
     words = ["--seconds", str(options.loop_seconds), "--repeat", str(options.repeat)]
-    own = main_loop.options_from([*words, "--patience", str(options.patience)])
+    words += ["--patience", str(options.patience), *(["--crowd", "2000"] if options.quick else [])]
+    own = main_loop.options_from(words)
     settings = {name: getattr(own, name) for name in ("seconds", "repeat", "patience", "clients", "crowd")}
     return part_of(MAIN_LOOP, peers, settings, lambda chosen: main_loop.collect(own, chosen, cores))
 
@@ -199,12 +200,16 @@ def thread_part(options: argparse.Namespace) -> Part:
         for repeat in range(options.repeat if peers else 0):
             for case, words in (("tick", []), ("messages", ["--rounds", "50"] if options.quick else [])):
                 command = [sys.executable, str(BENCHMARKS / f"{case}.py"), "--json", *words]
-                done = subprocess.run(command, capture_output=True, text=True, timeout=THREAD_LIMIT)
                 row: Row = {"repeat": repeat, "case": case, "peer": "pyhv", "disturbed": False}
-                if done.returncode:
-                    row["error"] = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, timeout=THREAD_LIMIT)
+                except subprocess.TimeoutExpired:
+                    row["error"] = f"does not end within {THREAD_LIMIT:g} s"
                 else:
-                    row["result"] = json.loads(done.stdout)
+                    if done.returncode:
+                        row["error"] = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                    else:
+                        row["result"] = json.loads(done.stdout)
                 rows.append(row)
                 print(f"{repeat + 1}  {case}: {row.get('result') or row['error']}", file=sys.stderr, flush=True)
         return rows
@@ -280,9 +285,12 @@ def main() -> int:
     except KeyboardInterrupt:
         print("interrupted: helpers ended, nothing stored of this part", file=sys.stderr)
         return 130
+    finally:
+        # The documents show what is stored, whatever became of the rest.
+        if measured:
+            publish.say(publish.write(place))
     if not measured:
         return 1
-    publish.say(publish.write(place))
     sys.stdout.write(publish.tables(place, measured))
     return int(failed)
 
