@@ -34,10 +34,10 @@ def plots(documents: dict[str, Document]) -> dict[str, str]:
     if WEBSOCKET in documents:
         document = documents[WEBSOCKET]
         drawn["throughput-by-connections.svg"] = throughput(
-            document, CONNECTIONS, "1 message of 64 bytes in flight on each", log=False
+            document, CONNECTIONS, "64 bytes, 1 in flight on each", log=False
         )
         drawn["throughput-by-depth.svg"] = throughput(
-            document, DEPTH, "100 connections, messages of 64 bytes, logarithmic axes", log=True
+            document, DEPTH, "100 connections, 64 bytes, logarithmic axes", log=True
         )
         drawn["memory-by-connections.svg"] = memory(document)
     if MAIN_LOOP in documents:
@@ -59,11 +59,18 @@ def throughput(document: Document, sweep: Sweep, note: str, *, log: bool) -> str
     across = Axis(named, lambda value: f"{value:,.0f}", log=True, ticks=ticks)
     return line_chart(
         f"Echoed messages per second, by {sweep.axis if sweep.axis == 'connections' else 'messages in flight'}",
-        f"{note}; server on one core, picows, websockets and aiohttp with uvloop",
+        f"{note}; picows, websockets and aiohttp with uvloop"
+        + busy(document, [case.name for _, case in sweep.points()]),
         across,
         Axis("messages per second", thousands, log=log),
         lines,
     )
+
+
+def busy(document: Document, cases: list[str]) -> str:
+    """What is to be said of curves that something else on the machine disturbed."""
+    shown = [usable(document, case, peer) for case in cases for peer in STYLES]
+    return "; partly on a busy machine" if any(rows and rows[0]["disturbed"] for rows in shown) else ""
 
 
 def memory(document: Document) -> str | None:
@@ -140,7 +147,8 @@ def frames(document: Document) -> str | None:
     ]
     return row_chart(
         "A main loop of 60 frames a second with a WebSocket server in it",
-        "grey marks: without clients; dashed: next frame is due; CPU: what clients add, main thread in full colour",
+        "grey marks: without clients; dashed: next frame is due; CPU: what clients add, main thread in full colour"
+        + busy(document, [main_loop.IDLE, *titles]),
         panels,
         groups,
     )

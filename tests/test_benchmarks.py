@@ -199,6 +199,13 @@ class TestCharts:
         words = [text.text for text in root.findall(f"{SVG}text")]
         assert {"pyHV", "picows", "aiohttp", "limit (no Python)", "messages per second", "64"} <= set(words)
 
+    def test_a_curve_tells_of_a_busy_machine(self) -> None:
+        document = measured(list(SWEEPS[1].cases))
+        assert "busy" not in plots.plots({WEBSOCKET: document})["throughput-by-depth.svg"]
+        for each in document["rows"]:
+            each["disturbed"] = each["peer"] == "picows" and each["case"] == "echo-100x8"
+        assert "busy" in plots.plots({WEBSOCKET: document})["throughput-by-depth.svg"]
+
     def test_a_main_loop_whose_frames_end_late(self) -> None:
         ends = {"idle": 3.0, "echo": 40.0, "broadcast": 5.0}
         rows = []
