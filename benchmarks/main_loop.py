@@ -2,8 +2,8 @@
 
 Each peer runs frames of some milliseconds of Python with a WebSocket server beside them (peers/frames.py): alone, with
 clients that each send a message per frame and get it echoed, with a broadcast of 200 bytes per frame to all of them,
-and as a crowd: many idle connections, of which a tenth as many more are active. What the network costs is the
-difference to the frames alone, measured in the same pass. Prints a Markdown table; stores nothing: `run.py` does.
+and as a crowd: many idle connections, and a tenth as many more (or --active) that are active. What the network costs is
+the difference to the frames alone, measured in the same pass. Prints a Markdown table; stores nothing: `run.py` does.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Options:
     peers: list[str]
     clients: int
     crowd: int
+    active: int
     seconds: float
     repeat: int
     patience: float
@@ -71,6 +72,7 @@ def options_from(arguments: list[str]) -> Options:
     parser.add_argument("--peers", default=",".join(known), help=f"comma-separated, of: {', '.join(known)}")
     parser.add_argument("--clients", type=int, default=1000, help="clients of echo and broadcast (1000)")
     parser.add_argument("--crowd", type=int, default=50_000, help="idle connections of the crowd (50000)")
+    parser.add_argument("--active", type=int, help="active ones beside them (a tenth of them)")
     parser.add_argument("--seconds", type=float, default=5.0, help="time measured per row (5)")
     parser.add_argument("--repeat", type=int, default=3, help="passes over all rows (3)")
     parser.add_argument(
@@ -81,11 +83,14 @@ def options_from(arguments: list[str]) -> Options:
     cases, peers = given.cases.split(","), given.peers.split(",")
     for name in [name for name in cases if name not in CASES] + [name for name in peers if name not in known]:
         parser.error(f"{name!r} is none of {', '.join([*CASES, *known])}")
-    # The server holds the idle ones and a tenth as many active ones.
-    crowd = min(given.crowd, (allowed_files() - SPARE_FILES) * 10 // 11) if CROWD in cases else 0
+    # The server holds the idle ones and the active ones.
+    room = allowed_files() - SPARE_FILES
+    most = room * 10 // 11 if given.active is None else room - given.active
+    crowd = min(given.crowd, most) if CROWD in cases else 0
+    active = crowd // 10 if given.active is None else given.active
     if crowd < given.crowd and CROWD in cases:
         print(f"a crowd of {crowd:,} instead of {given.crowd:,}: the limit of open files", file=sys.stderr)
-    return Options(cases, peers, given.clients, crowd, given.seconds, given.repeat, given.patience, given.json)
+    return Options(cases, peers, given.clients, crowd, active, given.seconds, given.repeat, given.patience, given.json)
 
 
 def idle_connections(port: int, count: int, opened: ExitStack) -> None:
@@ -102,7 +107,7 @@ def idle_connections(port: int, count: int, opened: ExitStack) -> None:
 def measure(peer: Peer, case: str, options: Options, cores: Cores) -> Row:
     """One peer in one case: its figures."""
     port = free_port()
-    active = {IDLE: 0, CROWD: options.crowd // 10}.get(case, options.clients)
+    active = {IDLE: 0, CROWD: options.active}.get(case, options.clients)
     total = active + (options.crowd if case == CROWD else 0)
     mode = BROADCAST if case == BROADCAST else ECHO
     script = str(BENCHMARKS / "peers" / peer.script)
@@ -172,11 +177,11 @@ def over(rows: list[Row], idle: list[Row], key: str) -> float:
 
 def table(rows: list[Row], settings: Row) -> str:
     """All cases as Markdown; `settings` are the numbers of clients that the rows were measured with."""
-    clients, crowd = settings["clients"], settings["crowd"]
+    clients, crowd, active = settings["clients"], settings["crowd"], settings["active"]
     titles = {
         ECHO: f"{clients:,} messages each way per frame",
         BROADCAST: f"200 B to {clients:,} per frame",
-        CROWD: f"{crowd:,} idle, {crowd // 10:,} more active",
+        CROWD: f"{crowd:,} idle, {active:,} more active",
     }
     lines = []
     document = {"rows": rows}
@@ -252,7 +257,7 @@ def main() -> int:
     rows = collect(options, peers, choose_cores())
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows, {"clients": options.clients, "crowd": options.crowd}))
+    print(table(rows, vars(options)))
     return int(any("error" in row for row in rows))
 
 

@@ -188,7 +188,7 @@ def main_loop_part(options: argparse.Namespace, cores: Cores) -> Part:
     words = ["--seconds", str(options.loop_seconds), "--repeat", str(options.repeat)]
     words += ["--patience", str(options.patience), *(["--crowd", "2000"] if options.quick else [])]
     own = main_loop.options_from(words)
-    settings = {name: getattr(own, name) for name in ("seconds", "repeat", "patience", "clients", "crowd")}
+    settings = {name: getattr(own, name) for name in ("seconds", "repeat", "patience", "clients", "crowd", "active")}
     return part_of(MAIN_LOOP, peers, settings, lambda chosen: main_loop.collect(own, chosen, cores))
 
 

@@ -217,7 +217,7 @@ class TestCharts:
             }
             result |= {"end_p50_ms": 2.0, "end_p99_ms": end, "end_ms": {"0.01": 1.0}, "p99_us": 21_000}
             rows += [{"case": case, "peer": peer, "repeat": 0, "disturbed": False, "result": result} for peer in LOOPS]
-        settings = {"clients": 1000, "crowd": 0, "seconds": 1.0, "repeat": 1}
+        settings = {"clients": 1000, "crowd": 0, "active": 0, "seconds": 1.0, "repeat": 1}
         document = store.merged(None, RUN | {"settings": settings}, rows)
         root = ElementTree.fromstring(plots.plots({store.MAIN_LOOP: document})["main-loop.svg"])
         words = [text.text for text in root.findall(f"{SVG}text")]
