@@ -28,7 +28,7 @@ help:
 	@echo "make lint     formatters in checking mode, clippy, ruff, mypy"
 	@echo "make format   let cargo fmt and ruff format the code"
 	@echo "make test-rust, make test-python   one half of the tests (PYTEST_ARGS='-k echo')"
-	@echo "make bench    build and run the benchmarks (BENCH_ARGS='--peers pyhv,picows --seconds 1')"
+	@echo "make bench    run the benchmarks and write docs/benchmarks.md, half an hour (BENCH_ARGS=--quick: a trial of minutes)"
 	@echo "make instructions   count the instructions per message anew, and record them for make test to compare with"
 	@echo "make compliance   all cases of the conformance suite, both sides (COMPLIANCE_ARGS='--side client --cases 9.*')"
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"

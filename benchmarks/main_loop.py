@@ -2,15 +2,14 @@
 
 Each peer runs frames of some milliseconds of Python with a WebSocket server beside them (peers/frames.py): alone, with
 clients that each send a message per frame and get it echoed, with a broadcast of 200 bytes per frame to all of them,
-and as a crowd: many idle connections, of which a tenth as many more are active. What the network costs is the
-difference to the frames alone, measured in the same pass. Prints a Markdown table.
+and as a crowd: many idle connections, and a tenth as many more (or --active) that are active. What the network costs is
+the difference to the frames alone, measured in the same pass. Prints a Markdown table; stores nothing: `run.py` does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import select
 import socket
 import subprocess
@@ -22,14 +21,24 @@ from statistics import median
 from typing import Any
 
 import report
-from harness.cases import BENCHMARKS, TOOLS
-from harness.measure import GENERATOR_GRACE, Cores, choose_cores, wait_for_quiet
+from harness.cases import BENCHMARKS, TOOLS, Peer
+from harness.machine import allowed_files
+from harness.measure import GENERATOR_GRACE, Cores, Window, choose_cores, wait_for_quiet
 from harness.memory import REQUEST, settled
-from harness.process import Helper, HelperError, free_port
+from harness.process import Helper, HelperError, cpu_seconds, free_port
+from harness.summary import usable
 
-PEERS = {"pyhv": "frames_pyhv.py", "picows-thread": "frames_picows.py"}
+PEERS = (
+    Peer("pyhv", "frames_pyhv.py", ("pyhv",)),
+    Peer("picows-thread", "frames_picows.py", ("picows", "uvloop"), ("thread",)),
+    Peer("picows-pumped", "frames_picows.py", ("picows", "uvloop"), ("pumped",)),
+    Peer("websockets-thread", "frames_websockets.py", ("websockets", "uvloop")),
+)
 IDLE, ECHO, BROADCAST, CROWD = "idle", "echo", "broadcast", "crowd"
 CASES = (IDLE, ECHO, BROADCAST, CROWD)
+#: Who does not take part. In a closed loop of over a thousand clients, one pass of libuv's loop does not end: it
+#: answers, and is sent the next messages meanwhile. websockets takes too long to accept the crowd.
+LEFT_OUT = {CROWD: ("picows-pumped", "websockets-thread")}
 #: Connections from one address of the client side: fewer than the ports that Linux has for them by default.
 PER_ADDRESS = 20_000
 #: Descriptors that a process needs besides those of the crowd.
@@ -48,6 +57,7 @@ class Options:
     peers: list[str]
     clients: int
     crowd: int
+    active: int
     seconds: float
     repeat: int
     patience: float
@@ -58,9 +68,11 @@ def options_from(arguments: list[str]) -> Options:
     """The command line, with names checked against what there is."""
     parser = argparse.ArgumentParser(description="What a server costs a main loop of 60 frames a second.")
     parser.add_argument("--cases", default=",".join(CASES), help=f"comma-separated, of: {', '.join(CASES)}")
-    parser.add_argument("--peers", default=",".join(PEERS), help=f"comma-separated, of: {', '.join(PEERS)}")
+    known = [peer.name for peer in PEERS]
+    parser.add_argument("--peers", default=",".join(known), help=f"comma-separated, of: {', '.join(known)}")
     parser.add_argument("--clients", type=int, default=1000, help="clients of echo and broadcast (1000)")
     parser.add_argument("--crowd", type=int, default=50_000, help="idle connections of the crowd (50000)")
+    parser.add_argument("--active", type=int, help="active ones beside them (a tenth of them)")
     parser.add_argument("--seconds", type=float, default=5.0, help="time measured per row (5)")
     parser.add_argument("--repeat", type=int, default=3, help="passes over all rows (3)")
     parser.add_argument(
@@ -69,26 +81,16 @@ def options_from(arguments: list[str]) -> Options:
     parser.add_argument("--json", type=Path, help="a file for all rows")
     given = parser.parse_args(arguments)
     cases, peers = given.cases.split(","), given.peers.split(",")
-    for name in [name for name in cases if name not in CASES] + [name for name in peers if name not in PEERS]:
-        parser.error(f"{name!r} is none of {', '.join([*CASES, *PEERS])}")
-    # The server holds the idle ones and a tenth as many active ones.
-    crowd = min(given.crowd, (allowed_files() - SPARE_FILES) * 10 // 11) if CROWD in cases else 0
+    for name in [name for name in cases if name not in CASES] + [name for name in peers if name not in known]:
+        parser.error(f"{name!r} is none of {', '.join([*CASES, *known])}")
+    # The server holds the idle ones and the active ones.
+    room = allowed_files() - SPARE_FILES
+    most = room * 10 // 11 if given.active is None else room - given.active
+    crowd = min(given.crowd, most) if CROWD in cases else 0
+    active = crowd // 10 if given.active is None else given.active
     if crowd < given.crowd and CROWD in cases:
         print(f"a crowd of {crowd:,} instead of {given.crowd:,}: the limit of open files", file=sys.stderr)
-    return Options(cases, peers, given.clients, crowd, given.seconds, given.repeat, given.patience, given.json)
-
-
-def allowed_files() -> int:
-    """Raises the limit of open files as far as it may be raised, for this process and its helpers."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = int(Path("/proc/sys/fs/nr_open").read_text())
-    for limit in (most, hard):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-        except (ValueError, PermissionError):
-            continue  # only root may go past the hard limit
-        return limit
-    return hard
+    return Options(cases, peers, given.clients, crowd, active, given.seconds, given.repeat, given.patience, given.json)
 
 
 def idle_connections(port: int, count: int, opened: ExitStack) -> None:
@@ -102,15 +104,15 @@ def idle_connections(port: int, count: int, opened: ExitStack) -> None:
             raise HelperError(f"connection {number}: handshake refused")
 
 
-def measure(peer: str, case: str, options: Options, cores: Cores) -> Row:
-    """One peer in one case."""
+def measure(peer: Peer, case: str, options: Options, cores: Cores) -> Row:
+    """One peer in one case: its figures."""
     port = free_port()
-    active = {IDLE: 0, CROWD: options.crowd // 10}.get(case, options.clients)
+    active = {IDLE: 0, CROWD: options.active}.get(case, options.clients)
     total = active + (options.crowd if case == CROWD else 0)
     mode = BROADCAST if case == BROADCAST else ECHO
-    script = str(BENCHMARKS / "peers" / PEERS[peer])
-    command = [sys.executable, script, str(port), mode, str(total), str(options.seconds)]
-    row: Row = {"peer": peer, "case": case}
+    script = str(BENCHMARKS / "peers" / peer.script)
+    command = [sys.executable, script, str(port), mode, str(total), str(options.seconds), *peer.arguments]
+    row: Row = {}
     patience = options.seconds + LONGER + GENERATOR_GRACE
     with ExitStack() as stack:
         server = stack.enter_context(Helper(command, cores.server, stdout=subprocess.PIPE))
@@ -119,8 +121,9 @@ def measure(peer: str, case: str, options: Options, cores: Cores) -> Row:
             before = settled(server)
             idle_connections(port, options.crowd, stack)
             row["idle_bytes"] = round((settled(server) - before) / options.crowd)
+        window = Window(server)
         if not active:
-            return row | figures(server, patience)
+            return row | figures(server, patience) | window.shares(0.0)
         size = 200 if case == BROADCAST else 64
         flags = {
             "port": port,
@@ -134,6 +137,7 @@ def measure(peer: str, case: str, options: Options, cores: Cores) -> Row:
         generator = stack.enter_context(Helper(load, cores.generator, stdout=subprocess.PIPE))
         try:
             row |= figures(server, patience)
+            row |= window.shares(cpu_seconds(generator.process.pid))
         except HelperError as error:
             # Clients that never came are the generator's to explain.
             raise HelperError(generator.complaint() if generator.process.poll() else str(error)) from None
@@ -162,7 +166,7 @@ def figures(server: Helper, patience: float) -> Row:
 
 def middle(rows: list[Row], key: str) -> float:
     """The median of a figure over the repeats."""
-    found: float = median(row[key] for row in rows)
+    found: float = median(row["result"][key] for row in rows)
     return found
 
 
@@ -171,18 +175,19 @@ def over(rows: list[Row], idle: list[Row], key: str) -> float:
     return max(0.0, middle(rows, key) - middle(idle, key))
 
 
-def table(rows: list[Row], options: Options) -> str:
-    """All cases as Markdown."""
+def table(rows: list[Row], settings: Row) -> str:
+    """All cases as Markdown; `settings` are the numbers of clients that the rows were measured with."""
+    clients, crowd, active = settings["clients"], settings["crowd"], settings["active"]
     titles = {
-        ECHO: f"{options.clients:,} messages each way per frame",
-        BROADCAST: f"200 B to {options.clients:,} per frame",
-        CROWD: f"{options.crowd:,} idle, {options.crowd // 10:,} more active",
+        ECHO: f"{clients:,} messages each way per frame",
+        BROADCAST: f"200 B to {clients:,} per frame",
+        CROWD: f"{crowd:,} idle, {active:,} more active",
     }
     lines = []
-    for case in [case for case in options.cases if case != IDLE]:
-        for peer in options.peers:
-            mine = [row for row in rows if row["peer"] == peer and row["case"] == case]
-            alone = [row for row in rows if row["peer"] == peer and row["case"] == IDLE]
+    document = {"rows": rows}
+    for case in [case for case in CASES if case in titles and any(row["case"] == case for row in rows)]:
+        for peer in dict.fromkeys(row["peer"] for row in rows if row["case"] == case):
+            mine, alone = usable(document, case, peer), usable(document, IDLE, peer)
             if not mine or not alone:
                 lines.append([titles[case], peer, *["failed"] * 6])
                 continue
@@ -190,7 +195,7 @@ def table(rows: list[Row], options: Options) -> str:
             lines.append(
                 [
                     titles[case],
-                    peer,
+                    peer + f" {report.DISTURBED}" * all(row["disturbed"] for row in mine),
                     f"{over(mine, alone, 'process_ms'):.2f} ms",
                     f"{over(mine, alone, 'network_ms'):.2f} ms",
                     echo_p99,
@@ -204,27 +209,56 @@ def table(rows: list[Row], options: Options) -> str:
     return report.table(header, lines)
 
 
+def choose_peers(names: list[str]) -> tuple[list[Peer], dict[str, str]]:
+    """The peers that can run here, and why the others cannot."""
+    chosen = [peer for peer in PEERS if peer.name in names]
+    skipped = {peer.name: why for peer in chosen if (why := peer.why_not()) is not None}
+    for name, why in skipped.items():
+        print(f"{name}: skipped, {why}", file=sys.stderr)
+    return [peer for peer in chosen if peer.name not in skipped], skipped
+
+
+def collect(options: Options, peers: list[Peer], cores: Cores) -> list[Row]:
+    """All rows, as results store them; the peers take turns within a case, cases within a repeat."""
+    rows = []
+    for repeat in range(options.repeat):
+        for case in dict.fromkeys([IDLE, *options.cases]):
+            for peer in [peer for peer in peers if peer.name not in LEFT_OUT.get(case, ())]:
+                wait_for_quiet(options.patience)
+                row: Row = {"repeat": repeat, "case": case, "peer": peer.name}
+                try:
+                    result = measure(peer, case, options, cores)
+                except (HelperError, OSError) as error:
+                    row["error"] = str(error)
+                else:
+                    row |= {"disturbed": result["disturbed"], "result": result}
+                rows.append(row)
+                print(progress(row), file=sys.stderr, flush=True)
+    return rows
+
+
+def progress(row: Row) -> str:
+    """One row as one line for whoever watches."""
+    head = f"{row['repeat'] + 1}  {row['case']:14s} {row['peer']:18s} "
+    if "error" in row:
+        return head + f"FAILED: {row['error']}"
+    result = row["result"]
+    line = head + f"{result['process_ms']:.2f} ms of CPU per frame, {result['network_ms']:.2f} on the main thread"
+    line += f"  end p50 {result['end_p50_ms']:.1f} p99 {result['end_p99_ms']:.1f} ms"
+    if "p99_us" in result:
+        line += f"  echo p99 {result['p99_us'] / 1e3:.1f} ms  {result['msgs_per_s'] / 60:,.0f} messages per frame"
+    return line + ("  DISTURBED" if row["disturbed"] else "")
+
+
 def main() -> int:
     """Measures and prints; 1 when a row failed."""
     options = options_from(sys.argv[1:])
-    cores = choose_cores()
-    rows, failed = [], False
-    for _ in range(options.repeat):
-        for case in dict.fromkeys([IDLE, *options.cases]):
-            for peer in options.peers:
-                wait_for_quiet(options.patience)
-                try:
-                    row = measure(peer, case, options, cores)
-                except (HelperError, OSError) as error:
-                    failed = True
-                    print(f"{peer}, {case}: FAILED: {error}", file=sys.stderr)
-                    continue
-                rows.append(row)
-                print(json.dumps(row), file=sys.stderr, flush=True)
+    peers, _ = choose_peers(options.peers)
+    rows = collect(options, peers, choose_cores())
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows, options))
-    return int(failed)
+    print(table(rows, vars(options)))
+    return int(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import ssl
 import subprocess
@@ -23,10 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import report
+from harness.machine import allowed_files
 from harness.memory import MESSAGE, WARM_CONNECTIONS, echo_once, open_connection, settled
 from harness.process import Helper, HelperError
 from pyhv import _native
 
+#: In each mode, unless the command line says otherwise.
+CONNECTIONS = 1000
 PEER = Path(__file__).with_name("peers") / "pyhv_server.py"
 
 #: The program under measurement: echoes, and says where it listens.
@@ -159,21 +162,33 @@ def measure(mode: Mode, connections: int) -> float:
         return (settled(server) - before) / connections / 1024
 
 
-def main() -> None:
-    """Measures every mode and prints the table."""
-    connections = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def collect(connections: int) -> list[dict[str, Any]]:
+    """Every mode as a row of a result, each told to whoever watches."""
+    rows = []
     with tempfile.TemporaryDirectory() as folder:
         _, certificate, key = _native.make_dev_certificates(["127.0.0.1"])
         certfile, keyfile = Path(folder, "cert.pem"), Path(folder, "key.pem")
         certfile.write_text(certificate)
         keyfile.write_text(key)
-        print("| a connection | KiB |")
-        print("|---|---|")
         for mode in modes(str(certfile), str(keyfile)):
-            print(f"| {mode.name} | {measure(mode, connections):.1f} |", flush=True)
+            row: dict[str, Any] = {"repeat": 0, "case": mode.name, "peer": "pyhv", "disturbed": False}
+            try:
+                row["result"] = {"kib": round(measure(mode, connections), 1)}
+            except (HelperError, OSError) as error:
+                row["error"] = str(error)
+            rows.append(row)
+            said = f"{row['result']['kib']:.1f} KiB" if "result" in row else f"FAILED: {row['error']}"
+            print(f"{mode.name}: {said}", file=sys.stderr, flush=True)
+    return rows
+
+
+def main() -> int:
+    """Measures every mode and prints the table; 1 when one failed."""
+    allowed_files()
+    rows = collect(int(sys.argv[1]) if len(sys.argv) > 1 else CONNECTIONS)
+    print(report.memory_modes_table(rows))
+    return int(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

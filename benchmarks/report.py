@@ -1,42 +1,47 @@
-"""Turns a stored result into markdown: python report.py results/NAME.json [--base pyhv] > table.md"""
+"""The tables of stored results, as markdown: publish.py writes them into the documents."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from pathlib import Path
-from typing import Any
-
-from harness.cases import GROUPS, HTTP, Case
-from harness.summary import Figure, figure, limit_figure, measured_cases, measured_peers, versus
+from harness.cases import GROUPS, HTTP, LIMIT, Case, Sweep
+from harness.store import Document, Row
+from harness.summary import (
+    Figure,
+    figure,
+    limit_figure,
+    limit_middle,
+    measured_cases,
+    measured_peers,
+    middle,
+    swept,
+    usable,
+    versus,
+)
 
 DISTURBED = "†"
 GENERATOR_BOUND = "‡"
 FAILED = "failed"
 MISSING = "-"
+#: The figure of a sweep over loads.
+RATE = "msgs_per_s"
 
 
-def markdown(document: dict[str, Any], base: str) -> str:
-    """All tables of one result. `base` is the peer that the others are compared with."""
-    measured = measured_cases(document)
-    parts = [heading(document)]
+def markdown(document: Document, base: str) -> str:
+    """All tables of loads, WebSocket or HTTP. `base` is the peer that the others are compared with."""
+    cases = [case for case in measured_cases(document) if case.in_table]
+    parts = []
     for group in GROUPS:
-        cases = [case for case in measured if case.group == group]
-        if cases:
-            parts += tables(document, cases, base)
-    found = [
-        each for case in measured for peer in measured_peers(document, [case]) if (each := figure(document, case, peer))
-    ]
-    return "\n\n".join(parts + notes(document, found)) + "\n"
+        mine = [case for case in cases if case.group == group]
+        if mine:
+            parts += tables(document, mine, base)
+    return "\n\n".join([heading(document), *parts, *legend(parts), *notes(document)]) + "\n"
 
 
-def tables(document: dict[str, Any], cases: list[Case], base: str) -> list[str]:
+def tables(document: Document, cases: list[Case], base: str) -> list[str]:
     """The tables of one group of cases."""
     peers = measured_peers(document, cases)
     base = base if base in peers else peers[0]
     others = [peer for peer in peers if peer != base]
-    timed = [case for case in cases if case.name != "memory"]
+    timed = [case for case in cases if not case.is_memory]
     if cases[0].has_limit:
         explained = "In parentheses: how many times as good as the limit server measured right beside it."
         first = ["case", "limit", *peers]
@@ -59,26 +64,38 @@ def tables(document: dict[str, Any], cases: list[Case], base: str) -> list[str]:
             f"Latency of a {'request' if cases[0].group == HTTP else 'message'}, p50 / p99 in µs:",
             table(["case", *peers], [latency_row(document, case, peers) for case in timed]),
         ]
-    return parts + [memory_sentence(document, case, peers) for case in cases if case.name == "memory"]
+    return parts + [memory_sentence(document, case, peers) for case in cases if case.is_memory]
 
 
-def heading(document: dict[str, Any]) -> str:
-    """Where, when and what: one paragraph."""
-    machine, settings = document["machine"], document["settings"]
-    libraries = ", ".join(f"{name} {version}" for name, version in document["versions"].items())
-    where = f"{machine['cores']} cores ({machine['processor']}), {machine['kernel']}, {machine['python']}"
-    how = f"Medians of {settings['repeat']} × {settings['seconds']:g} s."
-    return f"Measured {document['when']} on {where}; {libraries}. {how}"
+def heading(document: Document) -> str:
+    """Where, when and what: one paragraph for each run that rows are left of."""
+    paragraphs = []
+    for number, run in enumerate(document["runs"]):
+        machine, settings = run["machine"], run["settings"]
+        libraries = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        where = f"{machine['cores']} cores ({machine['processor']}), {machine['kernel']}, {machine['python']}"
+        what = "Measured"
+        if len(document["runs"]) > 1:
+            cases = dict.fromkeys(row["case"] for row in document["rows"] if row["run"] == number)
+            what = f"{', '.join(cases)}: measured"
+        seconds = f" × {settings['seconds']:g} s" if "seconds" in settings else ""
+        how = f"Medians of {settings['repeat']}{seconds}."
+        paragraphs.append(f"{what} {run['when']} on {where}; {libraries}. {how}")
+    return "\n\n".join(paragraphs)
 
 
-def notes(document: dict[str, Any], found: list[Figure]) -> list[str]:
-    """What a reader must know about figures that are marked or absent."""
+def legend(parts: list[str]) -> list[str]:
+    """What the marks say that some tables have."""
+    meanings = {
+        DISTURBED: "Something else took over a tenth of a core in every repeat of this row.",
+        GENERATOR_BOUND: "The load generator was as busy as the server: it may be the limit here.",
+    }
+    return [f"{mark} {meaning}" for mark, meaning in meanings.items() if any(mark in part for part in parts)]
+
+
+def notes(document: Document) -> list[str]:
+    """What a reader must know about figures that are absent."""
     lines = []
-    if any(each.disturbed for each in found):
-        lines.append(f"{DISTURBED} Something else took over a tenth of a core in every repeat of this row.")
-    limits = [limit_figure(document, case) for case in measured_cases(document)]
-    if any(each.generator_bound for each in found) or any(limit and limit[1] for limit in limits):
-        lines.append(f"{GENERATOR_BOUND} The load generator was as busy as the server: it may be the limit here.")
     failed = [row for row in document["rows"] if "error" in row]
     if failed:
         failures = dict.fromkeys(f"- {row['peer']}, {row['case']}: {row['error']}" for row in failed)
@@ -86,12 +103,13 @@ def notes(document: dict[str, Any], found: list[Figure]) -> list[str]:
     missing = dict.fromkeys((row["peer"], row["missing"]) for row in document["rows"] if "missing" in row)
     if missing:
         lines.append(f"{MISSING} Missing: " + "; ".join(f"{peer} {what}" for peer, what in missing) + ".")
-    if document["skipped"]:
-        lines.append("Skipped: " + "; ".join(f"{peer} ({why})" for peer, why in document["skipped"].items()))
+    skipped = {peer: why for run in document["runs"] for peer, why in run["skipped"].items()}
+    if skipped:
+        lines.append("Skipped: " + "; ".join(f"{peer} ({why})" for peer, why in skipped.items()))
     return lines
 
 
-def figures_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[str]:
+def figures_row(document: Document, case: Case, peers: list[str]) -> list[str]:
     """One case: the limit where there is one, then every peer with its ratio to it."""
     cells = [case.title]
     if case.has_limit:
@@ -103,13 +121,13 @@ def figures_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[
     return cells
 
 
-def nothing(document: dict[str, Any], case: Case, peer: str) -> str:
+def nothing(document: Document, case: Case, peer: str) -> str:
     """What stands in a cell without a figure."""
     rows = [row for row in document["rows"] if row["case"] == case.name and row["peer"] == peer]
     return MISSING if all("missing" in row for row in rows) else FAILED
 
 
-def cost_row(document: dict[str, Any], case: Case, peers: list[str], base: str) -> list[str]:
+def cost_row(document: Document, case: Case, peers: list[str], base: str) -> list[str]:
     """One case: CPU time of the server per message, and its ratio to that of the base."""
     cells = [case.title]
     reference = figure(document, case, base)
@@ -130,13 +148,13 @@ def figure_cell(case: Case, found: Figure) -> str:
     return quantity(case, found.value) + ratio + (f" {marks}" if marks else "")
 
 
-def versus_row(document: dict[str, Any], case: Case, base: str, others: list[str]) -> list[str]:
+def versus_row(document: Document, case: Case, base: str, others: list[str]) -> list[str]:
     """One case: the base against every other peer."""
     ratios = (versus(document, case, base, other) for other in others)
     return [case.title, *(f"{ratio:.2f}" if ratio is not None else "-" for ratio in ratios)]
 
 
-def latency_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[str]:
+def latency_row(document: Document, case: Case, peers: list[str]) -> list[str]:
     """One case: median and 99th percentile of every peer."""
     cells = [case.title]
     for peer in peers:
@@ -147,7 +165,7 @@ def latency_row(document: dict[str, Any], case: Case, peers: list[str]) -> list[
     return cells
 
 
-def memory_sentence(document: dict[str, Any], case: Case, peers: list[str]) -> str:
+def memory_sentence(document: Document, case: Case, peers: list[str]) -> str:
     """What an idle connection costs after it has been used."""
     found = {peer: figure(document, case, peer) for peer in peers}
     used = [f"{peer} {each.used_bytes:,.0f} B" for peer, each in found.items() if each and each.used_bytes]
@@ -156,9 +174,12 @@ def memory_sentence(document: dict[str, Any], case: Case, peers: list[str]) -> s
 
 def quantity(case: Case, value: float) -> str:
     """A figure with its unit: rates in thousands from ten thousand on, no more digits than they are worth."""
-    if case.figure == "msgs_per_s" and value >= 10_000:
-        return f"{value / 1000:,.0f} k{case.unit}"
-    return f"{value:,.0f}{case.unit}"
+    return rate(value, case.unit) if case.figure == RATE else f"{value:,.0f}{case.unit}"
+
+
+def rate(value: float, unit: str = "") -> str:
+    """A figure per second, with its unit where the table does not say it."""
+    return f"{value / 1000:,.0f} k{unit}" if value >= 10_000 else f"{value:,.0f}{unit}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -167,14 +188,98 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
 
 
-def main() -> None:
-    """Reads a result, prints markdown."""
-    parser = argparse.ArgumentParser(description="Markdown tables of a stored benchmark result.")
-    parser.add_argument("result", type=Path, help="a JSON file that run.py wrote")
-    parser.add_argument("--base", default="pyhv", help="the peer that the others are compared with (pyhv)")
-    options = parser.parse_args()
-    sys.stdout.write(markdown(json.loads(options.result.read_text()), options.base))
+def sweep_table(document: Document, sweep: Sweep) -> str:
+    """The figures of a sweep, a line for each of its points; empty where nothing was measured."""
+    points = swept(document, sweep)
+    if not points:
+        return ""
+    # Who runs in every point of a sweep, and not only in those that the table shares with it.
+    own = [case for _, case in points if not case.in_table]
+    peers = measured_peers(document, own)
+    if own[0].is_memory:
+        header, unit = [sweep.axis, *peers], "KiB per connection, in parentheses MiB of the process"
+        lines = [[f"{at:,}", *(memory_cell(document, case, peer) for peer in peers)] for at, case in points]
+    else:
+        header, unit = [sweep.axis, LIMIT, *peers], "messages per second"
+        lines = [
+            [f"{at:,}", limit_cell(document, case), *(rate_cell(document, case, peer) for peer in peers)]
+            for at, case in points
+        ]
+    made = table(header, lines)
+    return "\n\n".join([f"{sweep.title}; {unit}:", made, *legend([made])])
 
 
-if __name__ == "__main__":
-    main()
+def limit_cell(document: Document, case: Case) -> str:
+    """The limit's rate."""
+    value = limit_middle(document, case.name, RATE)
+    return rate(value) if value else FAILED
+
+
+def rate_cell(document: Document, case: Case, peer: str) -> str:
+    """A peer's rate, whatever the figure is that the case is compared by."""
+    value, rows = middle(document, case.name, peer, RATE), usable(document, case.name, peer)
+    return rate(value) + f" {DISTURBED}" * rows[0]["disturbed"] if value else nothing(document, case, peer)
+
+
+def memory_cell(document: Document, case: Case, peer: str) -> str:
+    """What a used connection takes, and the process with all of them."""
+    base, used = (middle(document, case.name, peer, key) for key in ("base_bytes", "used_bytes"))
+    if base is None or used is None:
+        return nothing(document, case, peer)
+    return f"{used / 1024:.1f} ({(base + used * case.connections) / 2**20:,.0f})"
+
+
+def compared(document: Document, case: Case, base: str) -> dict[str, float]:
+    """How many times as good the base is as each peer that has a figure in a case."""
+    others = [peer for peer in measured_peers(document, [case]) if peer != base]
+    return {peer: ratio for peer in others if (ratio := versus(document, case, base, peer)) is not None}
+
+
+def ahead(documents: list[Document], base: str) -> str:
+    """Where a peer is ahead of the base, one line for each case; the ratio is that of the base to it."""
+    lines = []
+    for document in documents:
+        # Points of sweeps too; but how much memory a connection takes does not depend on the point.
+        for case in [case for case in measured_cases(document) if case.in_table or not case.is_memory]:
+            ratios = compared(document, case, base)
+            better = [(ratio, peer) for peer, ratio in ratios.items() if round(ratio, 2) < 1]
+            if better:
+                lines.append(f"- {case.title}: " + ", ".join(f"{peer} ({ratio:.2f})" for ratio, peer in sorted(better)))
+    if not lines:
+        return f"No peer is ahead of `{base}` in any row of the tables.\n"
+    return f"Where a peer is ahead of `{base}` (how many times as good `{base}` is):\n\n" + "\n".join(lines) + "\n"
+
+
+def summary_table(documents: list[Document], base: str) -> str:
+    """Every case of the tables in one line: the base, and the best of its peers."""
+    lines = []
+    for document in documents:
+        for case in [case for case in measured_cases(document) if case.in_table]:
+            ratios, mine = compared(document, case, base), figure(document, case, base)
+            best = min(ratios, key=lambda peer: ratios[peer], default="")
+            theirs = figure(document, case, best)
+            if mine and theirs:
+                cells = [case.title, quantity(case, mine.value), f"{best} {quantity(case, theirs.value)}"]
+                lines.append([*cells, f"{ratios[best]:.2f}"])
+    return table(["case", base, "best of the peers", "times as good"], lines)
+
+
+def thread_table(document: Document) -> str:
+    """What ticks and messages cost the program's thread."""
+    titles = {
+        ("tick", "empty_tick_ns"): "an empty `tick()`",
+        ("tick", "plain_method_ns"): "a call of an empty method",
+        ("tick", "uvloop_pass_ns"): "an empty pass of uvloop's event loop",
+        ("messages", "receive_ns"): "a message received",
+        ("messages", "echo_ns"): "a message received and echoed",
+    }
+    found = {title: middle(document, case, "pyhv", key) for (case, key), title in titles.items()}
+    return table(["on the program's thread", "ns"], [[title, f"{ns:,.0f}"] for title, ns in found.items() if ns])
+
+
+def memory_modes_table(rows: list[Row]) -> str:
+    """Memory of a connection in each mode, as memory_modes.py measures it."""
+    return table(
+        ["a connection", "KiB"],
+        [[row["case"], f"{row['result']['kib']:.1f}" if "result" in row else FAILED] for row in rows],
+    )

@@ -1,4 +1,4 @@
-"""The cases that are measured and the peers that are compared, in groups: WebSocket and HTTP."""
+"""The cases that are measured and the peers that are compared, in groups: WebSocket and HTTP; and sweeps over cases."""
 
 from __future__ import annotations
 
@@ -40,11 +40,20 @@ class Case:
     higher_is_better: bool = True
     #: Whether a ratio to the limit says anything: the limit keeps nothing for an idle connection, and speaks no HTTP.
     against_limit: bool = True
+    #: Whether the case has a line in the table of its group; the others are points of a sweep and nothing else.
+    in_table: bool = True
+    #: Whether one repeat will do: memory hardly varies, and thousands of connections take their time.
+    once: bool = False
 
     @property
     def has_limit(self) -> bool:
         """Whether the limit server is measured beside each row."""
         return self.group == WEBSOCKET
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether connections are opened and looked at, instead of loaded."""
+        return self.figure == "idle_bytes"
 
     def performance(self, value: float, reference: float) -> float | None:
         """How many times as good `value` is as `reference`; above 1 is better, whatever the unit."""
@@ -55,6 +64,27 @@ class Case:
 def _http(name: str, title: str, path: str, post: int = 0) -> Case:
     """64 keep-alive connections, each with one request in flight."""
     return Case(name, title, group=HTTP, connections=64, path=path, post=post, against_limit=False)
+
+
+def _point(connections: int = 100, depth: int = 1) -> Case:
+    """A point of a sweep that the table has not."""
+    title = f"echo, {connections:,} connections, {depth} in flight"
+    return Case(f"echo-{connections}x{depth}", title, connections=connections, depth=depth, in_table=False)
+
+
+def _memory_point(connections: int) -> Case:
+    """The memory case with another number of connections."""
+    return Case(
+        f"{MEMORY}-{connections}",
+        f"memory of an idle connection, one of {connections:,}",
+        connections=connections,
+        figure="idle_bytes",
+        unit=" B",
+        higher_is_better=False,
+        against_limit=False,
+        in_table=False,
+        once=True,
+    )
 
 
 CASES = (
@@ -88,6 +118,51 @@ CASES = (
     _http("http-post-1k", "POST of 1 KiB, sent back by a handler", "/echo", post=1024),
     _http("http-file-1k", "static file of 1 KiB", "/files/1k.bin"),
     _http("http-file-1m", "static file of 1 MiB", "/files/1m.bin"),
+    *(_point(connections=count) for count in (10, 5000)),
+    *(_point(depth=depth) for depth in (2, 4, 8, 32, 64)),
+    *(_memory_point(count) for count in (500, 8000, 16_000)),
+)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Cases that differ in one number only: what a curve is drawn through."""
+
+    name: str
+    title: str
+    #: The attribute of a case that differs, and its name in tables and at the axis.
+    along: str
+    axis: str
+    cases: tuple[str, ...]
+
+    def points(self) -> list[tuple[int, Case]]:
+        """Its cases, each with the number that it differs in."""
+        by_name = {case.name: case for case in CASES}
+        return [(getattr(by_name[name], self.along), by_name[name]) for name in self.cases]
+
+
+SWEEPS = (
+    Sweep(
+        "sweep-connections",
+        "Echoed messages by the number of connections, with 1 in flight on each",
+        "connections",
+        "connections",
+        ("round-trip", "echo-10x1", "echo-100x1", "echo-1000x1", "echo-5000x1"),
+    ),
+    Sweep(
+        "sweep-depth",
+        "Echoed messages by the number in flight, on each of 100 connections",
+        "depth",
+        "in flight",
+        ("echo-100x1", "echo-100x2", "echo-100x4", "echo-100x8", "echo-100x16", "echo-100x32", "echo-100x64"),
+    ),
+    Sweep(
+        "sweep-memory",
+        "Resident memory by the number of connections, idle again after a message of 8 KiB each way",
+        "connections",
+        "connections",
+        ("memory-500", MEMORY, "memory-8000", "memory-16000"),
+    ),
 )
 
 
@@ -100,6 +175,12 @@ class Peer:
     distributions: tuple[str, ...]
     arguments: tuple[str, ...] = ()
     group: str = WEBSOCKET
+    #: Whether it runs in the cases that are points of a sweep and nothing else.
+    in_sweeps: bool = True
+
+    def takes_part(self, case: Case) -> bool:
+        """Whether it is to run in a case."""
+        return self.group == case.group and (self.in_sweeps or case.in_table)
 
     def command(self, port: int, case: Case) -> list[str]:
         """The command line that serves `case` at `port`."""
@@ -123,7 +204,8 @@ class Peer:
 PEERS = (
     Peer("pyhv", "pyhv_server.py", ("pyhv",)),
     Peer("picows", "picows_server.py", ("picows", "uvloop")),
-    Peer("websockets", "websockets_server.py", ("websockets",)),
+    # With uvloop it is faster: that one has its curve.
+    Peer("websockets", "websockets_server.py", ("websockets",), in_sweeps=False),
     Peer("websockets-uvloop", "websockets_server.py", ("websockets", "uvloop"), ("uvloop",)),
     Peer("aiohttp", "aiohttp_server.py", ("aiohttp", "uvloop")),
     Peer("socketify", "socketify_server.py", ("socketify",)),

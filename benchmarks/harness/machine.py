@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,19 @@ def versions(peers: Iterable[Peer]) -> dict[str, str]:
     """The version of every distribution that the peers are made of."""
     names = {name for peer in peers for name in peer.distributions}
     return {name: metadata.version(name) for name in sorted(names)}
+
+
+def allowed_files() -> int:
+    """Raises the limit of open files as far as it may be raised, for this process and its helpers."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    for limit in (most, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+        except (ValueError, PermissionError):
+            continue  # only root may go past the hard limit
+        return limit
+    return hard
 
 
 def _processor() -> str:

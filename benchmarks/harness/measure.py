@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import memory
-from harness.cases import HTTP, MEMORY, Case, load_command
+from harness.cases import HTTP, Case, load_command
 from harness.http import probe
 from harness.process import Helper, HelperError, cpu_seconds, machine_seconds
 
@@ -94,7 +94,7 @@ def measure(command: list[str], port: int, case: Case, seconds: float, cores: Co
         if case.group == HTTP:
             probe(port, case)
         window = Window(server)
-        if case.name == MEMORY:
+        if case.is_memory:
             # The connections are this process's own; and what else runs takes no memory from the server.
             result = memory.measure(server, port, case.connections)
             return result | window.shares(0.0) | {"disturbed": False}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import socket
 import time
 from contextlib import ExitStack
@@ -68,8 +67,6 @@ def measure(server: Helper, port: int, connections: int) -> dict[str, float]:
 
     Memory that the kernel keeps for sockets is not in it.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with ExitStack() as opened:
         for _ in range(WARM_CONNECTIONS):
             echo_once(opened.enter_context(open_connection(port)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from harness.cases import CASES, LIMIT, Case
+from harness.cases import CASES, LIMIT, Case, Sweep
 
 Row = dict[str, Any]
 
@@ -47,15 +47,22 @@ def measured_peers(document: Row, cases: list[Case]) -> list[str]:
     return list(dict.fromkeys(row["peer"] for row in document["rows"] if row["case"] in names))
 
 
-def usable(document: Row, case: Case, peer: str) -> list[Row]:
+def swept(document: Row, sweep: Sweep) -> list[tuple[int, Case]]:
+    """The points of a sweep that were measured; none where these are the ones that the table has anyway."""
+    measured = {case.name for case in measured_cases(document)}
+    points = [(at, case) for at, case in sweep.points() if case.name in measured]
+    return points if any(not case.in_table for _, case in points) else []
+
+
+def usable(document: Row, case: str, peer: str) -> list[Row]:
     """The rows to take a median of: the undisturbed ones, or all if each was disturbed; without a result never."""
-    rows = [row for row in document["rows"] if row["case"] == case.name and row["peer"] == peer and "result" in row]
+    rows = [row for row in document["rows"] if row["case"] == case and row["peer"] == peer and "result" in row]
     return [row for row in rows if not row["disturbed"]] or rows
 
 
 def figure(document: Row, case: Case, peer: str) -> Figure | None:
     """The medians of one peer in one case; None when no repeat succeeded."""
-    rows = usable(document, case, peer)
+    rows = usable(document, case.name, peer)
     if not rows:
         return None
     to_limit = [row["to_limit"] for row in rows if row["to_limit"] is not None]
@@ -72,10 +79,19 @@ def figure(document: Row, case: Case, peer: str) -> Figure | None:
     )
 
 
+def middle(document: Row, case: str, peer: str, key: str) -> float | None:
+    """The median of any figure of one peer in one case; None when no repeat succeeded, or none has the figure."""
+    return _median_of(usable(document, case, peer), key)
+
+
+def limit_middle(document: Row, case: str, key: str) -> float | None:
+    """The same for the limit's measurements in one case."""
+    return _median_of([{"result": result} for result in _limits(document, case)], key)
+
+
 def limit_figure(document: Row, case: Case) -> tuple[float, bool] | None:
     """The median of the limit's measurements in one case, and whether the generator was as busy as it."""
-    rows = [row for row in document["rows"] if row["case"] == case.name and LIMIT in row]
-    rows = [row[LIMIT] for row in rows if not row["disturbed"]] or [row[LIMIT] for row in rows]
+    rows = _limits(document, case.name)
     if not rows:
         return None
     bound = median(row["generator_cpu"] for row in rows) > GENERATOR_BOUND_FROM
@@ -90,8 +106,8 @@ def versus(document: Row, case: Case, peer: str, other: str) -> float | None:
     """
     pairs = [
         (mine, theirs)
-        for mine in usable(document, case, peer)
-        for theirs in usable(document, case, other)
+        for mine in usable(document, case.name, peer)
+        for theirs in usable(document, case.name, other)
         if mine["repeat"] == theirs["repeat"]
     ]
     if not pairs:
@@ -101,6 +117,11 @@ def versus(document: Row, case: Case, peer: str, other: str) -> float | None:
     ratios = [case.performance(mine["result"][case.figure], theirs["result"][case.figure]) for mine, theirs in pairs]
     known = [ratio for ratio in ratios if ratio is not None]
     return median(known) if known else None
+
+
+def _limits(document: Row, case: str) -> list[Row]:
+    rows = [row for row in document["rows"] if row["case"] == case and LIMIT in row]
+    return [row[LIMIT] for row in rows if not row["disturbed"]] or [row[LIMIT] for row in rows]
 
 
 def _median_of(rows: list[Row], key: str) -> float | None:

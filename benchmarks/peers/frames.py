@@ -16,12 +16,17 @@ from typing import NamedTuple
 FRAME = 1 / 60
 #: What every frame says to everybody in the broadcast case.
 MESSAGE = "m" * 200
-#: Frames between the last client's arrival and the measurement.
-SETTLE_FRAMES = 60
+#: The shares of frames whose end is told: a frame may end later in one of a hundred.
+SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0)
+#: Seconds of frames between the last client's arrival and the measurement.
+SETTLE = 1.0
 
 
 class Network(ABC):
     """What a frame does with the network, on the thread of the main loop."""
+
+    #: Whether connections are accepted in `answer()`, a step of the handshake each time, and not beside it.
+    pumped = False
 
     @abstractmethod
     def clients(self) -> int:
@@ -63,30 +68,36 @@ def percentile(values: list[float], share: float) -> float:
 def run(network: Network) -> None:
     """Frames until the process is killed; prints the figures when they are there."""
     case, clients, seconds = sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
-    wanted = round(seconds / FRAME)
     frames: list[Frame] = []
-    settling = SETTLE_FRAMES
     handled, process_began = 0, 0.0
     due = time.perf_counter()
+    began = due + SETTLE  # of the measurement, which lasts as long with a loop that misses its frames
+    measuring = True
     while True:
         cpu = time.thread_time()
         answered = network.answer()
+        if network.pumped and network.clients() < clients:
+            due = time.perf_counter()
+            began = due + SETTLE
+            continue  # no frames yet: a thousand handshakes would take minutes of them
         # Not before all are there: a generator that still connects does not read.
         if case == "broadcast" and network.clients() >= clients:
             network.broadcast(MESSAGE)
         network_cpu = time.thread_time() - cpu
         work()
         end = time.perf_counter()
-        if network.clients() < clients:
+        if not measuring:
             pass
-        elif settling:
-            settling -= 1
+        elif network.clients() < clients:
+            began, process_began = end + SETTLE, time.process_time()
+        elif end < began:
             process_began = time.process_time()
-        elif len(frames) < wanted:
+        else:
             frames.append(Frame(time.thread_time() - cpu, network_cpu, end - due))
             handled += answered
-            if len(frames) == wanted:
-                report(frames, time.process_time() - process_began, handled)
+            if end - began >= seconds:
+                report(frames, time.process_time() - process_began, handled, end - began)
+                measuring = False
         due += FRAME
         wait = due - time.perf_counter()
         if wait > 0:
@@ -95,17 +106,19 @@ def run(network: Network) -> None:
             due = time.perf_counter()  # hopelessly late: a new schedule
 
 
-def report(frames: list[Frame], process: float, handled: int) -> None:
+def report(frames: list[Frame], process: float, handled: int, seconds: float) -> None:
     """One line of JSON; times in milliseconds."""
     count = len(frames)
     figures = {
         "frames": count,
+        "frames_per_s": round(count / seconds, 1),
         "handled_per_frame": round(handled / count, 1),
         "process_ms": round(process / count * 1e3, 3),
         "main_ms": round(sum(frame.cpu for frame in frames) / count * 1e3, 3),
         "network_ms": round(sum(frame.network_cpu for frame in frames) / count * 1e3, 3),
         "end_p50_ms": percentile([frame.end for frame in frames], 0.5),
         "end_p99_ms": percentile([frame.end for frame in frames], 0.99),
+        "end_ms": {f"{share:g}": percentile([frame.end for frame in frames], share) for share in SHARES},
         "late": sum(frame.end > FRAME for frame in frames),
     }
     print(json.dumps(figures), flush=True)

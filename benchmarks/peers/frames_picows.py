@@ -1,4 +1,8 @@
-"""picows on uvloop in a thread of its own beside a 60 Hz main loop, with queues between the two: see frames.py."""
+"""picows on uvloop beside a 60 Hz main loop (see frames.py): in a thread of its own, with queues between the two, or
+pumped by the main loop, which then runs the event loop once in each frame.
+
+    python frames_picows.py PORT CASE CLIENTS SECONDS thread|pumped
+"""
 
 from __future__ import annotations
 
@@ -49,8 +53,46 @@ def send_to_everybody(message: str) -> None:
         transport.send(WSMsgType.TEXT, payload)
 
 
-class Network(frames.Network):
-    """The main loop's side."""
+class Answering(Listener):
+    """Runs on the thread of the main loop, where a message can be answered at once."""
+
+    answered = 0
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Echoes."""
+        if frame.msg_type == WSMsgType.CLOSE:
+            transport.disconnect()
+        else:
+            transport.send(WSMsgType.TEXT, frame.get_payload_as_utf8_text().encode())
+            Answering.answered += 1
+
+
+class Pumped(frames.Network):
+    """One pass of the event loop a frame."""
+
+    pumped = True
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+    def clients(self) -> int:
+        """How many are there."""
+        return len(connected)
+
+    def answer(self) -> int:
+        """Handles all that is readable."""
+        Answering.answered = 0
+        self.loop.call_soon(self.loop.stop)
+        self.loop.run_forever()
+        return Answering.answered
+
+    def broadcast(self, message: str) -> None:
+        """Writes to every socket."""
+        send_to_everybody(message)
+
+
+class Threaded(frames.Network):
+    """The main loop's side, where the event loop has a thread of its own."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -87,9 +129,15 @@ def serve(loop: asyncio.AbstractEventLoop, port: int) -> None:
 
 def main() -> None:
     """Serves until it is killed."""
-    loop = uvloop.new_event_loop()
-    threading.Thread(target=serve, args=(loop, int(sys.argv[1])), daemon=True).start()
-    frames.run(Network(loop))
+    loop, port = uvloop.new_event_loop(), int(sys.argv[1])
+    if sys.argv[5] == "pumped":
+        asyncio.set_event_loop(loop)
+        server = loop.run_until_complete(ws_create_server(lambda request: Answering(), "127.0.0.1", port))
+        frames.run(Pumped(loop))
+        server.close()
+    else:
+        threading.Thread(target=serve, args=(loop, port), daemon=True).start()
+        frames.run(Threaded(loop))
 
 
 if __name__ == "__main__":
