@@ -18,7 +18,7 @@ import pytest
 
 from loop_program import EXIT, SCENARIOS
 from loop_toolkits import TOOLKITS
-from support_display import display
+from support_display import Display, display
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "python"
@@ -61,7 +61,7 @@ class Ran:
 @pytest.fixture(scope="module")
 def run() -> Iterator[Callable[[str], Ran]]:
     ran: dict[str, Ran] = {}
-    screen: list[str] = []
+    screen: list[Display] = []
     with ExitStack() as stack:
 
         def run(name: str) -> Ran:
@@ -69,7 +69,7 @@ def run() -> Iterator[Callable[[str], Ran]]:
                 environment = {}
                 if name in DISPLAYED:
                     screen[:] = screen or [stack.enter_context(display())]
-                    environment["DISPLAY"] = screen[0]
+                    environment["DISPLAY"] = screen[0].name
                 if name == "blender":  # has a Python of its own
                     environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(PACKAGE), *sys.path])
                 ran[name] = Ran(name, environment)
