@@ -226,7 +226,6 @@ class Pyglet(Toolkit):
     def __init__(self) -> None:
         import pyglet
 
-        pyglet.options["headless"] = True
         self.pyglet = pyglet
         self.running = False
 

@@ -26,9 +26,7 @@ ENVIRONMENT = {
     "QT_QPA_PLATFORM": "offscreen",
     "SDL_AUDIODRIVER": "dummy",
     "PYGAME_HIDE_SUPPORT_PROMPT": "1",
-    "PYGLET_HEADLESS": "1",
     "KIVY_NO_ARGS": "1",
-    "KIVY_NO_CONSOLELOG": "1",
     "KIVY_NO_FILELOG": "1",
     "KIVY_NO_CONFIG": "1",
 }

@@ -25,7 +25,7 @@ PACKAGE = HERE.parent / "python"
 LIMIT = 60.0  # seconds for all scenarios of a toolkit
 
 #: Those that open a window.
-DISPLAYED = {"tkinter", "tkinter-polling", "blender"}
+DISPLAYED = {"tkinter", "tkinter-polling", "pyglet", "blender"}
 
 
 class Ran:
