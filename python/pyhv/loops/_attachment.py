@@ -118,9 +118,6 @@ class _Watched:
             # for the end of that one, and the descriptor, which stays readable, must not keep the inner loop busy.
             self._pause()
             return
-        if getattr(self._ticker, "is_closed", False):
-            self._pause()  # an HttpClient, for good
-            return
         if self._unretry is not None or not getattr(self._ticker, "is_running", True):
             return
         self._ticking = True

@@ -3,6 +3,7 @@ calls `tick()` once a frame."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -49,7 +50,7 @@ class PygameAttachment(Attachment):
     def _watch(self, fd: int, call: Callable[[], None]) -> Undo:
         return _thread.watch(fd, call, self._post)
 
-    def _post(self, run: Callable[[], None]) -> None:
+    def _post(self, run: Callable[[], object]) -> None:
         event = pygame.event.Event(self.event_type, run=run)
         while self.is_attached and pygame.display.get_init():
             try:
@@ -59,6 +60,12 @@ class PygameAttachment(Attachment):
                 time.sleep(0.01)  # the queue is full: the program is not looking
 
     def _repeat(self, seconds: float, call: Callable[[], object]) -> Undo:
-        event = pygame.event.Event(self.event_type, run=call)
-        pygame.time.set_timer(event, max(1, round(seconds * 1000)))
-        return lambda: pygame.time.set_timer(event, 0)
+        # pygame's own timers are one for each type of event.
+        ended = threading.Event()
+
+        def post() -> None:
+            while not ended.wait(seconds):
+                self._post(call)
+
+        threading.Thread(target=post, name="pyhv-loop-repeat", daemon=True).start()
+        return ended.set
