@@ -27,6 +27,7 @@ use crate::transport::Transport;
 use crate::wire::deflate::{Compressor, DeflateParams, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
+pub(crate) use closing::TOO_SLOW;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
