@@ -159,10 +159,10 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             compresses each message by itself; "context" keeps a context, which makes similar messages smaller and costs
             some hundred KiB; None: off.
         :param compression_window_bits: largest window of compressor and decompressor as a power of two, 8 to 15.
-        :param reconnect: True connects again when the connection is lost or cannot be made, until `close()`, with the
-            same arguments; a `pyhv.Reconnect` says how. Not when the same would happen again: the server's certificate is
-            not trusted, it refuses the handshake with another status than 408, 425, 429 or 5xx, or it closes with 1000,
-            1008, 3000 or 3003.
+        :param reconnect: True connects again, with the same arguments, when the connection is lost or cannot be made,
+            until `close()`; a `pyhv.Reconnect` says how. Not when the same would happen again: the server's certificate
+            is not trusted, it refuses the handshake with another status than 408, 425, 429 or 5xx, or it closes with
+            1000, 1008, 3000 or 3003.
 
         Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
         connecting, unless `is_reconnecting`: then this takes the place of the next attempt. Any thread; never blocks.

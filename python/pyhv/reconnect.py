@@ -20,8 +20,9 @@ class Reconnect:
     :param max_attempts: attempts in a row, after which it gives up; None: it never does.
     :param min_uptime: how long a connection has to be open for attempts and delays to begin anew after it. After a
         shorter one they go on, so that a server that accepts and closes at once is left in peace.
-    :param queue_bytes: how much `send` keeps while there is no connection, to be sent first of all on the next; a message
-        counts with its frame's head, as 14 bytes more. 0: nothing, and `send` returns False. At most `max_buffered`.
+    :param queue_bytes: how much `send` keeps while there is no connection, to be sent first of all on the next; a
+        message counts with its frame's head, as 14 bytes more. 0: nothing, and `send` returns False. At most
+        `max_buffered`.
 
     Raises ValueError or TypeError for bad values.
     """

@@ -186,7 +186,8 @@ impl WebSocketClient {
                     return Ok(());
                 }
                 // close() may have come after it had failed.
-                let closed = matches!(&this.life.lock().state, State::Connecting { attempt, .. } if attempt.is_cancelled());
+                let closed =
+                    matches!(&this.life.lock().state, State::Connecting { attempt, .. } if attempt.is_cancelled());
                 let state = State::Closed { conn: None, code: 1006, reason: String::new() };
                 let next = this.ended(state, reconnect::after_failure(&error));
                 let told = if closed { Ok(()) } else { Self::failed(slf, &error) };
@@ -355,12 +356,11 @@ impl WebSocketClient {
         let target = Arc::new(Target { url, host, port, authority, path, headers, protocols, tls });
         let again = again.map(|again| Again::new(again, &settings, &target).map(Box::new)).transpose()?;
         let mut life = self.life.lock();
-        if matches!(life.state, State::Connecting { .. } | State::Open(_)) {
-            if let Some(endpoint) = self.current() {
-                check_process(&endpoint, "client")?;
-            }
+        let busy = matches!(life.state, State::Connecting { .. } | State::Open(_));
+        if busy && let Some(endpoint) = self.current() {
+            check_process(&endpoint, "client")?;
         }
-        if matches!(life.state, State::Connecting { .. } | State::Open(_)) && !life.is_reconnecting() {
+        if busy && !life.is_reconnecting() {
             return Err(PyRuntimeError::new_err(
                 "the client is connected or connecting: close() it, and connect again after on_close",
             ));
@@ -450,7 +450,8 @@ impl WebSocketClient {
     }
 
     /// Queues a message to the server and returns at once; arguments, result and errors as in
-    /// `WebSocketChannel.send`. Returns False before `on_open` and after the end.
+    /// `WebSocketChannel.send`. Returns False before `on_open` and after the end; with `queue_bytes` of `Reconnect` a whole
+    /// message is kept for the next connection then, and True is returned, if there is room.
     ///
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
     #[pyo3(signature = (msg, opcode=None, fin=true))]
@@ -467,8 +468,8 @@ impl WebSocketClient {
     /// Begins the closing handshake behind everything that was sent, or gives up connecting.
     ///
     /// code: 1000-1003, 1007-1014 or 3000-4999. reason: at most 123 bytes of UTF-8. `is_connected` is False from here
-    /// on, and `on_close` follows on a later tick. Closing again does nothing. Raises ValueError for a code or reason
-    /// that must not be sent.
+    /// on, and `on_close` follows on a later tick. It is not connected again, and what waits for that is dropped; within
+    /// `on_close` nothing follows. Closing again does nothing. Raises ValueError for a code or reason that must not be sent.
     ///
     /// Any thread; never blocks.
     #[pyo3(signature = (code=CloseCode::NORMAL, reason=""), text_signature = "($self, code=1000, reason='')")]
@@ -512,7 +513,8 @@ impl WebSocketClient {
     }
 
     /// How the connection ended: the code of the peer's close frame (1005: it had none); without a close frame the
-    /// code that this side failed the connection with, else 1006. None before `on_close`.
+    /// code that this side failed the connection with, else 1006. None before `on_close`, and when it is over if another
+    /// attempt to connect follows.
     #[getter]
     fn close_code(&self) -> Option<u16> {
         match &self.life.lock().state {
@@ -521,7 +523,7 @@ impl WebSocketClient {
         }
     }
 
-    /// The reason that goes with `close_code`, often empty. None before `on_close`.
+    /// The reason that goes with `close_code`, often empty. None as that is.
     #[getter]
     fn close_reason(&self) -> Option<String> {
         match &self.life.lock().state {
