@@ -46,6 +46,7 @@ from pyhv.http_client import (
     request,
 )
 from pyhv.opcode import WsOpcode
+from pyhv.reconnect import Reconnect
 from pyhv.response import Response, ServerSentEvent
 from pyhv.server import Handler, HvWebServer, StreamHandler
 
@@ -73,6 +74,7 @@ __all__ = [
     "ProtocolError",
     "PyHVError",
     "QueryParams",
+    "Reconnect",
     "RequestFailed",
     "Response",
     "ServerSentEvent",

@@ -289,6 +289,8 @@ class WebSocketClient:
     @property
     def is_connecting(self) -> bool: ...
     @property
+    def is_reconnecting(self) -> bool: ...
+    @property
     def close_code(self) -> int | None: ...
     @property
     def close_reason(self) -> str | None: ...
@@ -321,6 +323,7 @@ class WebSocketClient:
         protocols: list[str],
         tls: dict[str, Any] | None,
         options: dict[str, Any],
+        again: dict[str, Any] | None,
     ) -> None: ...
 
 @disjoint_base

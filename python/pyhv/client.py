@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -15,6 +16,7 @@ from pyhv import _native
 from pyhv._reporting import Reporting
 from pyhv._request import shown, tls_options
 from pyhv.opcode import WsOpcode
+from pyhv.reconnect import Reconnect
 
 __all__ = ["HvWebSocketClient"]
 
@@ -53,7 +55,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         client.close()
 
     A native thread does the I/O without the GIL; `tick()` runs the callbacks on the calling thread. A client can
-    connect again after `on_close`, or inside it.
+    connect again after `on_close`, or inside it; with `connect(url, reconnect=True)` it does so by itself.
 
     A subclass may have an `__init__` of its own and need not call this one.
     """
@@ -72,7 +74,18 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         """The connection is open."""
 
     def on_close(self) -> None:
-        """The connection has ended, or there was none; `close_code`, `close_reason` and `error` tell more."""
+        """The connection has ended, or there was none; `close_code`, `close_reason` and `error` tell more.
+
+        With `reconnect` it runs for each connection that ends, and `is_reconnecting` tells whether another follows:
+        `close()` prevents it. When none follows and this has not run since the last attempt, it runs at the end.
+        """
+
+    def on_reconnecting(self, attempt: int, delay: float) -> None:
+        """The connection was lost, or an attempt failed; the next attempt is made in `delay` seconds.
+
+        `attempt` is its number, from 1, since a connection was open for `min_uptime`. `close()` ends it, `connect()`
+        takes its place.
+        """
 
     def on_message(self, msg: str | bytes) -> None:
         """A message arrived: str if it was sent as text, bytes if binary. Fragments have been put together."""
@@ -85,8 +98,9 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         """Everything that was sent has left, after the socket had been full: time to send more."""
 
     def on_error(self, exc: Exception) -> None:
-        """`connect` failed with `exc`, a `ConnectError`, and `on_close` follows; or a callback raised `exc`, which
-        has been logged, and the connection is being closed with 1011."""
+        """An attempt to connect failed with `exc`, a `ConnectError`, and `on_close` follows, or `on_reconnecting` if
+        `is_reconnecting`; or a callback raised `exc`, which has been logged, and the connection is being closed with
+        1011."""
 
     def connect(
         self,
@@ -113,6 +127,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         compression: Literal["shared", "context"] | None = "shared",
         compression_window_bits: int = 15,
         latest: Callable[[str | bytes], Hashable | None] | None = None,
+        reconnect: bool | Reconnect = False,
     ) -> None:
         """Begins to connect, and returns at once; `on_open`, or `on_error` and `on_close`, follow on a later tick.
 
@@ -148,9 +163,13 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         :param latest: a function of the message that gives its key, such as the name of the sensor: of the messages
             with one key that wait for the same tick only the newest comes, and `skipped` counts the others. None, as
             the default for all: the message stands alone. Runs on the ticking thread.
+        :param reconnect: True connects again, with the same arguments, when the connection is lost or cannot be made,
+            until `close()`; a `pyhv.Reconnect` says how. Not when the same would happen again: the server's certificate
+            is not trusted, it refuses the handshake with another status than 408, 425, 429 or 5xx, or it closes with
+            1000, 1008, 3000 or 3003.
 
         Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
-        connecting. Any thread; never blocks.
+        connecting, unless `is_reconnecting`: then this takes the place of the next attempt. Any thread; never blocks.
         """
         secure, host, port, authority, path, user = _split(url)
         pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
@@ -169,6 +188,10 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             dangerous_accept_any_certificate=dangerous_accept_any_certificate,
             plain=None if secure else (shown(url), "wss://"),
         )
+        if not isinstance(reconnect, (bool, Reconnect)):
+            raise TypeError(f"reconnect={reconnect!r} is neither a bool nor a pyhv.Reconnect")
+        if reconnect is True:
+            reconnect = Reconnect()
         settings = {
             "max_message_size": max_message_size,
             "max_frame_size": max_frame_size,
@@ -190,7 +213,16 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         if latest is not None and not callable(latest):
             raise TypeError(f"latest={latest!r}: a function, or None")
         self._connect(
-            shown(url), host, port, authority, path, pairs, list(subprotocols), tls if secure else None, settings
+            shown(url),
+            host,
+            port,
+            authority,
+            path,
+            pairs,
+            list(subprotocols),
+            tls if secure else None,
+            settings,
+            asdict(reconnect) if reconnect else None,
         )
         self._set_latest(latest)
         self._close_timeout = close_timeout

@@ -10,18 +10,19 @@ use crate::task::guarded;
 use crate::transport::Transport;
 use crate::wire::{self, Role};
 use bytes::Bytes;
-use http::{Request, header};
+use http::{HeaderValue, Request, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::rt::TokioIo;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig};
 
 /// Where to connect to and what to ask for; checked by the caller.
 #[derive(Clone, Debug)]
@@ -52,7 +53,12 @@ pub enum ConnectError {
     /// No address took the connection.
     Connect(SocketAddr, io::Error),
     /// TLS failed: the certificate, usually.
-    Tls(String),
+    Tls {
+        /// What was wrong.
+        text: String,
+        /// The connection broke meanwhile.
+        broken: bool,
+    },
     /// `open_timeout` passed.
     TimedOut(String),
     /// Somebody answered, but not as a WebSocket server.
@@ -61,6 +67,10 @@ pub enum ConnectError {
         status: Option<u16>,
         /// What was wrong.
         text: String,
+        /// The connection broke before there was an answer.
+        broken: bool,
+        /// How long the answer asks to wait before another attempt (RFC 9110 section 10.2.3).
+        retry_after: Option<Duration>,
     },
     /// `close()` while connecting.
     Cancelled,
@@ -71,7 +81,7 @@ impl fmt::Display for ConnectError {
         match self {
             Self::Resolve(host, error) => write!(f, "cannot resolve {host}: {error}"),
             Self::Connect(address, error) => write!(f, "cannot connect to {address}: {error}"),
-            Self::Tls(text) | Self::TimedOut(text) | Self::Handshake { text, .. } => f.write_str(text),
+            Self::Tls { text, .. } | Self::TimedOut(text) | Self::Handshake { text, .. } => f.write_str(text),
             Self::Cancelled => f.write_str("closed while connecting"),
         }
     }
@@ -96,9 +106,9 @@ impl Attempt {
     }
 }
 
-/// Begins to connect; the endpoint gets `Event::Open` or `Event::ConnectFailed`.
+/// Begins to connect after `delay`; the endpoint gets `Event::Open` or `Event::ConnectFailed`.
 #[must_use]
-pub fn connect(endpoint: &Arc<Endpoint>, target: Target) -> Attempt {
+pub fn connect(endpoint: &Arc<Endpoint>, target: Arc<Target>, delay: Duration) -> Attempt {
     let io = Arc::clone(endpoint.runtime.next_thread());
     let (cancel, mut cancelled) = watch::channel(false);
     let endpoint_here = Arc::clone(endpoint);
@@ -106,11 +116,17 @@ pub fn connect(endpoint: &Arc<Endpoint>, target: Target) -> Attempt {
         let endpoint = endpoint_here;
         let limit = endpoint.settings.open_timeout;
         let mut phase = endpoint.phase();
-        let opened = tokio::select! {
-            opened = tokio::time::timeout(limit, open(&io, &endpoint, &target)) => opened.unwrap_or_else(|_| {
+        let attempt = async {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            tokio::time::timeout(limit, open(&io, &endpoint, &target)).await.unwrap_or_else(|_| {
                 let text = format!("{} did not answer within open_timeout={} s", target.url, limit.as_secs_f64());
                 Err(ConnectError::TimedOut(text))
-            }),
+            })
+        };
+        let opened = tokio::select! {
+            opened = attempt => opened,
             // An error means that the attempt was dropped with its owner.
             _ = cancelled.wait_for(|c| *c) => Err(ConnectError::Cancelled),
             _ = phase.wait_for(|p| *p == Phase::Aborting) => Err(ConnectError::Cancelled),
@@ -136,21 +152,26 @@ async fn open(
     let stream = match &target.tls {
         None => Transport::Tcp(stream),
         Some(config) => {
-            let tls = |error: &dyn fmt::Display| ConnectError::Tls(format!("TLS with {} failed: {error}", target.url));
-            let name = ServerName::try_from(target.host.clone()).map_err(|error| tls(&error))?;
+            let tls = |error: &dyn fmt::Display, broken| ConnectError::Tls {
+                text: format!("TLS with {} failed: {error}", target.url),
+                broken,
+            };
+            let name = ServerName::try_from(target.host.clone()).map_err(|error| tls(&error, false))?;
             let stream = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
-            Transport::Tls(Box::new(stream.map_err(|error| tls(&explained(&error)))?.into()))
+            Transport::Tls(Box::new(stream.map_err(|error| tls(&explained(&error), is_of_network(&error)))?.into()))
         }
     };
-    let failed = |error: &dyn fmt::Display| ConnectError::Handshake {
+    let failed = |error: &dyn fmt::Display, broken| ConnectError::Handshake {
         status: None,
         text: format!("{} is not a WebSocket server: {error}", target.url),
+        broken,
+        retry_after: None,
     };
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(endpoint.settings.max_header_size)
         .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
         .await
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| failed(&error, true))?;
     guarded(io, endpoint, async move {
         // Its error is reported by the request below.
         let _ = connection.with_upgrades().await;
@@ -173,8 +194,9 @@ async fn open(
     for (name, value) in &target.headers {
         request = request.header(name, value);
     }
-    let request = request.body(Empty::new()).map_err(|error| failed(&error))?;
-    let mut response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+    let request = request.body(Empty::new()).map_err(|error| failed(&error, false))?;
+    let answered = sender.send_request(request).await;
+    let mut response = answered.map_err(|error| failed(&error, !error.is_parse()))?;
     let status = response.status().as_u16();
     let pairs: Vec<_> = pairs(response.headers()).collect();
     let accepted =
@@ -182,16 +204,17 @@ async fn open(
     let accepted = match accepted {
         Ok(accepted) => accepted,
         Err(rejected) => {
+            let retry_after = response.headers().get(header::RETRY_AFTER).and_then(retry_after);
             let said = if status == 101 { String::new() } else { said(response.into_body()).await };
             let text = format!("{} refused the WebSocket handshake: {rejected}{said}", target.url);
-            return Err(ConnectError::Handshake { status: Some(status), text });
+            return Err(ConnectError::Handshake { status: Some(status), text, broken: false, retry_after });
         }
     };
     let mut handshake = Handshake::new(&target.url, accepted.protocol.as_deref(), &pairs);
     handshake.remote = remote;
     handshake.deflate = accepted.deflate;
-    let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error))?;
-    let parts = upgraded.downcast::<TokioIo<Transport>>().map_err(|_| failed(&"the connection was lost"))?;
+    let upgraded = hyper::upgrade::on(&mut response).await.map_err(|error| failed(&error, true))?;
+    let parts = upgraded.downcast::<TokioIo<Transport>>().map_err(|_| failed(&"the connection was lost", true))?;
     Ok((parts.io.into_inner(), handshake, parts.read_buf))
 }
 
@@ -204,6 +227,20 @@ async fn said(body: hyper::body::Incoming) -> String {
         return String::new();
     }
     format!(" ({text})")
+}
+
+/// Seconds or a date (RFC 9110 section 10.2.3).
+fn retry_after(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok()
+}
+
+/// Whether a TLS handshake failed because the connection broke, and not over what was said.
+fn is_of_network(error: &io::Error) -> bool {
+    !error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>())
 }
 
 /// rustls' word, with what is probably meant where that is not what the user did.

@@ -14,7 +14,7 @@
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
 //! * [`server`], [`request`], [`router`]: listening, HTTP, upgrades; [`upload`]: forms; [`body`], [`stream`]: what is
 //!   answered;
-//! * [`client`]: connecting; [`http_client`]: the HTTP client, and streams of server-sent events;
+//! * [`client`]: connecting, and [`reconnect`]: again; [`http_client`]: the HTTP client, and streams of server-sent events;
 //! * [`files`]: files as answers, and trees of them;
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`proxy`]: who asks when a reverse proxy stands in between; [`settings`]: every limit and timeout with its default.
@@ -32,6 +32,7 @@ pub mod http_client;
 pub mod inbox;
 mod outbuf;
 pub mod proxy;
+pub mod reconnect;
 pub mod request;
 pub mod router;
 pub mod runtime;

@@ -40,12 +40,11 @@ pub(crate) fn send(
     conn: &Arc<Connection>,
     what: &str,
     msg: &Bound<'_, PyAny>,
-    opcode: Option<OpcodeArgument>,
+    opcode: Option<Opcode>,
     fin: bool,
 ) -> PyResult<bool> {
     // In a child of fork() the locks below may be held by threads that are not there.
     check_process(conn.endpoint(), what)?;
-    let opcode = opcode.map(|argument| argument.0);
     convert::with_payload(msg, |kind, payload| {
         if opcode.is_some() || kind == MessageKind::Binary {
             let text = match opcode {
@@ -131,7 +130,7 @@ impl WebSocketChannel {
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
     #[pyo3(signature = (msg, opcode=None, fin=true))]
     fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<OpcodeArgument>, fin: bool) -> PyResult<bool> {
-        send(&self.conn, "server", msg, opcode, fin)
+        send(&self.conn, "server", msg, opcode.map(|argument| argument.0), fin)
     }
 
     /// Begins the closing handshake behind everything that was sent (RFC 6455 section 7.1.2).

@@ -4,7 +4,7 @@
 //! Python made. Locks of this crate are held for a few instructions, never while Python code runs.
 //!
 //! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
-//!   the base of `HvWebSocketClient`; [`handler`]: the handlers of requests; [`request`], [`response`]: `HttpRequest`,
+//!   the base of `HvWebSocketClient`, [`reconnect`]: what it keeps to connect again; [`handler`]: the handlers of requests; [`request`], [`response`]: `HttpRequest`,
 //!   `HttpResponse`; [`writer`]: `StreamWriter`; [`http_client`]: the HTTP client; [`upload`]: the files of forms;
 //!   [`around`]: what is done around every answer;
 //! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
@@ -17,6 +17,7 @@ mod convert;
 mod handler;
 mod http_client;
 mod latest;
+mod reconnect;
 mod request;
 mod response;
 mod server;

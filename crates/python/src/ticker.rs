@@ -12,8 +12,8 @@ use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 thread_local! {
@@ -48,6 +48,8 @@ fn thread_name(py: Python<'_>, ident: u64) -> String {
 /// A batch that is being run, or what an exception left of one.
 #[derive(Default)]
 struct Rest {
+    /// Whose it is: what is left of an endpoint that was replaced is not run.
+    of: Weak<Endpoint>,
     batch: Batch,
     next: usize,
     epoch: u64,
@@ -283,6 +285,9 @@ impl Ticker {
         mut run: impl FnMut(Event, &[u8]) -> PyResult<()>,
     ) -> PyResult<usize> {
         let mut rest = std::mem::take(&mut *self.rest.lock());
+        if !std::ptr::eq(rest.of.as_ptr(), Arc::as_ptr(endpoint)) {
+            rest = Rest { of: Arc::downgrade(endpoint), ..Rest::default() };
+        }
         let mut spending = budget.begin();
         let result = if rest.backlog.is_empty() {
             Self::run_batch(py, endpoint, &mut rest, budget, latest, &mut spending, &mut run)

@@ -23,6 +23,9 @@ use futures_util::task::ArcWake;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// The reason that goes with 1008 where the peer does not read.
+pub(crate) const TOO_SLOW: &str = "too slow: more than max_buffered bytes waited to be sent";
+
 impl Connection {
     /// Queues a close frame where the state allows one.
     pub(crate) fn send_close(
@@ -74,7 +77,6 @@ impl Connection {
 
     /// The peer does not read: throw away what waits, tell the program, say why if the peer ever reads.
     pub(super) fn drop_slow(self: &Arc<Self>, inner: &mut Inner) {
-        const REASON: &str = "too slow: more than max_buffered bytes waited to be sent";
         inner.too_slow = true;
         let waited = self.buffered_amount();
         let dropped = inner.out.drop_unsent();
@@ -86,8 +88,8 @@ impl Connection {
                 self.endpoint.settings.max_buffered
             )
         });
-        self.close_frame(inner, Some(1008), REASON);
-        self.tell_close(inner, 1008, REASON);
+        self.close_frame(inner, Some(1008), TOO_SLOW);
+        self.tell_close(inner, 1008, TOO_SLOW);
         self.drain(inner);
         Self::wake_by_ref(self);
     }

@@ -30,6 +30,7 @@ use crate::transport::Transport;
 use crate::wire::deflate::{CompressParams, Compressor, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
+pub(crate) use closing::TOO_SLOW;
 use futures_util::task::ArcWake;
 pub use handshake::Handshake;
 use keepalive::Life;
