@@ -93,34 +93,37 @@ impl Room {
         self.messages.get(index).filter(|message| message.exclude != Some(channel))
     }
 
-    fn variant(&mut self, params: Option<CompressParams>) -> (&mut Variant, &[Broadcast]) {
-        let index = self.variants.iter().position(|variant| variant.params == params).unwrap_or_else(|| {
+    /// Where the frames for all who agreed on `params` are.
+    fn variant(&mut self, params: Option<CompressParams>) -> usize {
+        self.variants.iter().position(|variant| variant.params == params).unwrap_or_else(|| {
             self.variants.push(Variant { params, frames: Vec::new(), joined: None });
             self.variants.len() - 1
-        });
-        (&mut self.variants[index], &self.messages)
+        })
     }
 
     /// The frames for all who agreed on `params`, at least up to the one at `index`.
     pub(crate) fn frames(&mut self, params: Option<CompressParams>, index: usize) -> &[Bytes] {
-        let (variant, messages) = self.variant(params);
-        if let Some(more) = messages.get(variant.frames.len()..=index) {
-            variant.frames.extend(more.iter().map(|message| message.frame(params)));
+        let at = self.variant(params);
+        let frames = &mut self.variants[at].frames;
+        if let Some(more) = self.messages.get(frames.len()..=index) {
+            frames.extend(more.iter().map(|message| message.frame(params)));
         }
-        &variant.frames
+        frames
     }
 
     /// All frames in a row, where one write of them is to be had. The round is over: there will be no more.
     pub(crate) fn joined(&mut self, params: Option<CompressParams>) -> Option<&Bytes> {
-        self.frames(params, self.messages.len() - 1);
-        let Variant { frames, joined, .. } = self.variant(params).0;
-        let join = || match &frames[..] {
-            [frame] => Some(frame.clone()),
-            _ if frames.iter().all(|frame| frame.len() <= SMALL) => Some(frames.concat().into()),
-            _ if frames.iter().map(Bytes::len).sum::<usize>() <= JOINED => Some(frames.concat().into()),
-            _ => None,
-        };
-        joined.get_or_insert_with(join).as_ref()
+        let at = self.variant(params);
+        if self.variants[at].joined.is_none() {
+            let joined = match self.frames(params, self.messages.len() - 1) {
+                [frame] => Some(frame.clone()),
+                frames if frames.iter().all(|frame| frame.len() <= SMALL) => Some(frames.concat().into()),
+                frames if frames.iter().map(Bytes::len).sum::<usize>() <= JOINED => Some(frames.concat().into()),
+                _ => None,
+            };
+            self.variants[at].joined = Some(joined);
+        }
+        self.variants[at].joined.as_ref()?.as_ref()
     }
 }
 
