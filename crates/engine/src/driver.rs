@@ -233,7 +233,7 @@ impl Rhythm {
     /// Waits of this kind after which the next is believed to be one too.
     const STEADY: u8 = 8;
     /// Events of one batch from which on two threads do more than one.
-    const MANY: usize = 8;
+    const MANY: usize = 16;
 
     /// What the last wait brought.
     pub fn brought(&mut self, events: usize) {
