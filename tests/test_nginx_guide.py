@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from websockets.typing import Origin
 
 import pyhv
 from pyhv import HvWebServer
-from support import HOST, LIMIT, serving
+from support import HOST, LIMIT, serving, wait_until
 from support_nginx import needs_nginx, nginx
 from support_tls import make_certificates
 
@@ -70,7 +71,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     server = names["Application"]()
     with socket.create_server((HOST, 0)) as free:
         port: int = free.getsockname()[1]
-    with serving(server, **eval(f"dict({settings[1]})")) as thread:
+    with serving(server, max_buffered=8 << 20, **eval(f"dict({settings[1]})")) as thread:
         http = replace(
             block("nginx"),
             ("server 127.0.0.1:9090;", f"server 127.0.0.1:{thread.port};"),
@@ -98,11 +99,31 @@ def test_a_page_of_another_site_is_refused(behind: Behind) -> None:
         behind.websocket("https://evil.example")
 
 
-@pytest.mark.parametrize("path", ["/events", "/news"])
+@pytest.mark.parametrize("path", ["/events", "/picture"])
 def test_events_come_at_once(behind: Behind, path: str) -> None:
     with behind.http() as client, client.stream("GET", path, extensions={"sni_hostname": NAME}) as response:
-        # The stream stays open: what nginx buffers would never come.
+        # The stream stays open: what nginx keeps would never come.
         assert next(response.iter_text()) == "data: ready\n\n"
+
+
+@pytest.mark.parametrize("path", ["/events", "/picture"])
+def test_a_client_that_does_not_read_is_noticed(behind: Behind, path: str) -> None:
+    """Or nginx takes up to 1 GB for it."""
+    before = set(behind.server.streams)
+    with behind.http() as client, client.stream("GET", path, extensions={"sni_hostname": NAME}):
+        (writer,) = wait_until(lambda: set(behind.server.streams) - before)
+        # Until nginx takes no more, or has taken more than sockets hold.
+        event = f"data: {'x' * 100_000}\n\n"
+        for _ in range(640):
+            writer.write(event)
+            end = time.monotonic() + 1
+            while writer.buffered_amount > 0 and time.monotonic() < end:
+                time.sleep(0.001)
+            if writer.buffered_amount > 0:
+                break
+        while writer.buffered_amount > 0 and writer.write(event):
+            pass
+        assert not writer.is_connected
 
 
 def test_health_is_not_for_everybody(behind: Behind) -> None:
