@@ -8,12 +8,15 @@ compiled.
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import pyhv
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -72,7 +75,7 @@ def test_every_tutorial_has_a_program() -> None:
 )
 def test_page(path: Path, kind: str, tmp_path: Path) -> None:
     page = path.read_text(encoding="utf-8")
-    script = tmp_path / f"{path.stem}.py"
+    script = tmp_path / f"page-{path.stem}.py"  # not a name that it imports
     script.write_text(program(page, kind), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", str(script)],
@@ -110,3 +113,42 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page):
         if "://" not in target:
             assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def rendered(value: object) -> list[str]:
+    """How a page may write a default."""
+    if value is None:
+        return ["off", "pages of the same host"]
+    if isinstance(value, str):
+        return [f'"{value}"', f"{value} with 1008", value]
+    assert isinstance(value, int | float)
+    sizes = [f"{value / unit:g} {name}" for name, unit in (("MiB", 1 << 20), ("KiB", 1 << 10)) if value % unit == 0]
+    return [*sizes, f"{value:g} s", f"{value:,}"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "SECURITY.md", DOCS / "guides/security.md", DOCS / "guides/back-pressure.md"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_defaults_in_tables_are_those_of_start(path: Path) -> None:
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(pyhv.HvWebServer.start).parameters.items()
+    }
+    checked = 0
+    columns: list[str] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            columns = []
+        elif not columns:
+            columns = cells
+        elif {"setting", "default"} <= set(columns) and not cells[0].startswith("-"):
+            names = re.findall(r"`(\w+)`", cells[columns.index("setting")])
+            stated = cells[columns.index("default")]
+            for name in names:
+                found = [text for text in rendered(defaults[name]) if stated.startswith(text)]
+                assert found, f"{name}={defaults[name]!r}, and {path.name} says {stated!r}"
+                stated = stated[len(found[0]) :].lstrip(", ")
+                checked += 1
+    assert checked >= 5
