@@ -19,7 +19,7 @@ LOAD = --manifest-path benchmarks/load/Cargo.toml
 FUZZ = --manifest-path fuzz/Cargo.toml
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test build test-rust test-python lint format bench instructions compliance fuzz soak audit smoke lock clean
+.PHONY: help demo test build test-rust test-python lint format bench instructions compliance fuzz soak audit docs docs-serve smoke lock clean
 
 help:
 	@echo "make demo     run the chat of examples/chat on http://127.0.0.1:$(PORT) (PORT=...)"
@@ -34,6 +34,8 @@ help:
 	@echo "make fuzz     each fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)"
 	@echo "make soak     a server under mixed load for MINUTES=$(MINUTES)"
 	@echo "make audit    licences, sources and known faults of what pyHV is built from; the first time it builds cargo-deny"
+	@echo "make docs     the documentation as a website in target/docs; warnings are errors"
+	@echo "make docs-serve   the same, and serve it on http://127.0.0.1:$(PORT)"
 	@echo "make smoke    pip install . into an environment of its own and try it (PYTHON=python3.12)"
 	@echo "make lock     write requirements-dev.lock anew from pyproject.toml"
 	@echo "make clean    remove what the others have made"
@@ -144,6 +146,16 @@ audit: .cache/bin/cargo-deny .cache/audit/bin/pip-audit
 	@$(REQUIRE) python
 	@$(PYTHON) -m venv .cache/audit
 	@.cache/audit/bin/python -m pip install --quiet --disable-pip-version-check "pip-audit>=2.10,<3"
+
+# A test does the same in a folder of its own. Afresh, because what was read before is not warned of again.
+docs: build .venv/.dev-tools
+	@echo "== sphinx"
+	@rm -rf target/docs
+	@$(BIN)/python -m sphinx -q -W --keep-going -b html -d target/docs/.doctrees docs target/docs
+	@echo "target/docs/index.html"
+
+docs-serve: docs
+	@exec $(BIN)/python scripts/serve_docs.py --port $(PORT)
 
 # Elsewhere than the development build: another interpreter compiles PyO3 anew.
 smoke:

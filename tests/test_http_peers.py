@@ -1,6 +1,6 @@
 """HTTP with programs that other people wrote: nginx as a reverse proxy in front, and curl.
 
-nginx runs in the foreground, unprivileged, with all of its files in the test's folder, and listens on a socket there.
+nginx listens on a socket in the test's folder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from websockets.sync.client import unix_connect
 from pyhv import HttpRequest, HttpResponse
 from support import HOST, LIMIT, Answer, RawClient, RawPeer, ServerThread, serving, wait_until
 from support_http import CatchAllServer, Seen, answers_in, get, head
+from support_nginx import needs_nginx, nginx
 from support_tls import make_certificates, tls_port_of
 
 MIB = 1 << 20
-# Debian has it where only root's PATH looks.
-NGINX = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin")
 CURL = shutil.which("curl")
 
-needs_nginx = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 needs_curl = pytest.mark.skipif(CURL is None, reason="curl is not installed")
 
 
@@ -54,18 +52,6 @@ class PeersServer(CatchAllServer):
 
 
 CONFIGURATION = """
-daemon off;
-master_process off;
-pid {folder}/pid;
-error_log {folder}/error.log info;
-events {{ }}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
     client_max_body_size 0;
     map $http_upgrade $connection_upgrade {{ default upgrade; "" ""; }}
     upstream application {{ server 127.0.0.1:{port}; keepalive 4; }}
@@ -87,7 +73,6 @@ http {{
         location /old/ {{ proxy_pass http://application/; }}
         location /smuggled {{ return 403; }}
     }}
-}}
 """
 
 
@@ -121,35 +106,14 @@ class Proxied:
 
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxied]:
-    assert NGINX is not None
     folder = tmp_path_factory.mktemp("nginx")  # short: the path of a socket has 107 bytes at most
+    path = folder / "socket"
     server = PeersServer()
-    with serving(server) as thread:
-        configuration = folder / "nginx.conf"
-        configuration.write_text(CONFIGURATION.format(folder=folder, port=thread.port))
-        with (folder / "output").open("wb") as output:
-            process = subprocess.Popen(
-                [NGINX, "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(configuration)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            path = folder / "socket"
-
-            def listens() -> bool:
-                assert process.poll() is None, (folder / "output").read_text() + (folder / "error.log").read_text()
-                try:
-                    UnixClient(path).socket.close()
-                except OSError:
-                    return False
-                return True
-
-            wait_until(listens, what="nginx listens")
-            yield Proxied(server, path)
-        finally:
-            process.terminate()
-            process.wait(LIMIT)
+    with (
+        serving(server) as thread,
+        nginx(folder, CONFIGURATION.format(folder=folder, port=thread.port), lambda: UnixClient(path).socket.close()),
+    ):
+        yield Proxied(server, path)
 
 
 @pytest.fixture(autouse=True)

@@ -45,9 +45,11 @@ class EventSource(Reporting, _native.HttpClient):
 
     _pyhv_log = logging.getLogger("pyhv.event_source")
 
-    #: Values of `ready_state`, as in browsers.
+    #: A value of `ready_state`, as in browsers: not connected, but it will be.
     CONNECTING = 0
+    #: A value of `ready_state`: connected.
     OPEN = 1
+    #: A value of `ready_state`: ended for good.
     CLOSED = 2
 
     def __init__(

@@ -248,7 +248,9 @@ class HttpCall:
     ) -> None:
         #: Its number, unique within the client.
         self.id = number
+        #: Its method.
         self.method = method
+        #: Its URL, as it was given.
         self.url = url
         #: The response, once it was delivered.
         self.response: Response | None = None

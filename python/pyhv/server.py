@@ -205,7 +205,7 @@ class HvWebServer(Reporting, Routes):
         :param trusted_proxies: addresses ("127.0.0.1", "::1") and networks ("10.0.0.0/8") of reverse proxies. For their
             connections `client_address` and `scheme` of requests and channels come from X-Forwarded-For and
             X-Forwarded-Proto, or else Forwarded (RFC 7239): the right-most address that is no trusted proxy. A proxy
-            has to write one of the two, and one that writes Forwarded has to remove X-Forwarded-*, which go first.
+            has to write one of the two, and one that writes Forwarded has to remove `X-Forwarded-*`, which go first.
 
         Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
         server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs

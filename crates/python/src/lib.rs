@@ -29,7 +29,10 @@ mod writer;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-/// Sets how many native I/O threads serve the process; see `pyhv.set_io_threads`.
+/// Sets how many native I/O threads serve the servers and clients of the process: 1 to 64, 1 unless set.
+///
+/// Raises ValueError for another number, and RuntimeError once they run, so call it before the first `start()` or
+/// `connect()`. Any thread; never blocks.
 #[pyfunction]
 #[pyo3(text_signature = "(count)")]
 fn set_io_threads(count: &Bound<'_, PyAny>) -> PyResult<()> {
