@@ -20,18 +20,13 @@ def nanoseconds(name: str, seconds: float) -> int:
 class Timer:
     """Something that is to happen, until it is cancelled."""
 
-    __slots__ = ("at", "order", "what")
+    __slots__ = ("what",)
 
-    def __init__(self, at: int, order: int, what: Callable[[], None]) -> None:
-        self.at = at
-        self.order = order
+    def __init__(self, what: Callable[[], None]) -> None:
         self.what: Callable[[], None] | None = what
 
     def cancel(self) -> None:
         self.what = None
-
-    def __lt__(self, other: Timer) -> bool:
-        return (self.at, self.order) < (other.at, other.order)
 
 
 class ManualClock:
@@ -43,7 +38,7 @@ class ManualClock:
 
     def __init__(self) -> None:
         self.ns = 0
-        self._timers: list[Timer] = []
+        self._timers: list[tuple[int, int, Timer]] = []  # when, and the number of the call
         self._made = 0
 
     def now(self) -> float:
@@ -66,9 +61,9 @@ class ManualClock:
 
     def call_at(self, ns: int, what: Callable[[], None]) -> Timer:
         """Has `what` called when the clock gets there: in the order of the times, then of the calls."""
-        timer = Timer(max(ns, self.ns), self._made, what)
+        timer = Timer(what)
         self._made += 1
-        heapq.heappush(self._timers, timer)
+        heapq.heappush(self._timers, (max(ns, self.ns), self._made, timer))
         return timer
 
     def call_later(self, ns: int, what: Callable[[], None]) -> Timer:
@@ -76,14 +71,14 @@ class ManualClock:
 
     def next(self) -> int | None:
         """When the next thing is to happen."""
-        while self._timers and self._timers[0].what is None:
+        while self._timers and self._timers[0][2].what is None:
             heapq.heappop(self._timers)
-        return self._timers[0].at if self._timers else None
+        return self._timers[0][0] if self._timers else None
 
     def run_until(self, ns: int) -> None:
         """Moves to `ns`, past everything that is to happen until then."""
         while (at := self.next()) is not None and at <= ns:
-            timer = heapq.heappop(self._timers)
+            timer = heapq.heappop(self._timers)[2]
             # A callback may have taken longer than the next thing was due.
             self.ns = max(self.ns, at)
             what, timer.what = timer.what, None
