@@ -724,6 +724,79 @@ def test_import_pyhv_does_not_import_it() -> None:
     assert done.stdout == "not\n", done.stderr
 
 
+# HTTP of a server in a World
+
+
+def test_http_of_a_server_in_a_world(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Scores):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ticks = 0
+            self.kept: list[HttpResponse] = []
+            # Before it came into the World.
+            self.get("/early", lambda request, response: response.html("<p>early"))
+
+        def on_init(self) -> None:
+            super().on_init()
+            self.get("/fails", lambda request, response: 1 / 0)
+            self.get("/nests", lambda request, response: self.tick())
+            self.get("/stops", lambda request, response: self.stop())
+            self.get("/defers", lambda request, response: self.kept.append(response.defer()))
+
+        def on_tick(self) -> None:
+            self.ticks += 1
+
+    server = Full()
+    with pytest.raises(ValueError, match="is not in this World"):
+        world.http(server)
+    world.serve(server, max_body_size=100)
+    client = joined(world, server, link=Link(delay=0.1))
+    http = world.http(server)
+    with pytest.raises(ValueError, match="a client has no handlers"):
+        world.http(client)  # type: ignore[arg-type]
+    before = world.now, server.ticks, list(vars(server))
+    answer = http.put("/scores/An%6E", json=7)
+    assert (answer.status, answer.text()) == (201, "noted")
+    assert http.get("/scores").json() == [["Ann", 7]]
+    assert http.get("/early").headers["content-type"] == "text/html; charset=utf-8"
+    assert http.get("/nowhere").status == 404
+    assert http.delete("/scores").status == 405
+    assert http.put("/scores/Bob", data="x" * 101).status == 413
+    assert http.put("/scores/Bob", data="no JSON").status == 400
+    assert http.get("/fails").status == 500
+    assert http.get("/nests").status == 500
+    division, nested = server.record.values("error")
+    assert isinstance(division, ZeroDivisionError)
+    assert str(nested) == "tick() was called inside a callback of the same object: callbacks never nest"
+    with pytest.raises(pyhv.HttpTimeout):
+        http.get("/defers", timeout=0.05)
+    # The World has stood still.
+    assert (world.now, server.ticks, list(vars(server))) == before
+    assert client.received == []
+    world.advance(0.2)
+    assert client.received == ["Ann has 7"]
+    assert http.get("/stops").status == 200
+    assert not server.is_running
+    with pytest.raises(RuntimeError, match="this Full does not run"):
+        http.get("/scores")
+    world.advance(1.0)
+    assert client.close_code == 1001
+    server.start(0)
+    assert http.get("/scores").json() == [["Ann", 7]]
+
+
+def test_http_inside_a_callback_of_the_same_server(world: World) -> None:
+    class Asking(Scores):
+        def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
+            world.http(self).get("/scores")
+
+    server = world.serve(Asking())
+    world.connect(RecordingClient(), server)
+    world.advance(0.1)
+    (error,) = server.record.values("error")
+    assert str(error).startswith("request() was called inside a callback of the same object")
+
+
 # The real server
 
 
@@ -787,6 +860,8 @@ def run_pytest(directory: Path, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", *arguments],
         cwd=directory,
+        # Others' plugins are none of it.
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=100,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ from pyhv import HttpRequest, WebSocketChannel, _native
 from pyhv.testing._channel import MemoryChannel
 from pyhv.testing._endpoint import Endpoint, Network
 from pyhv.testing._handshake import Answer, Attempt, UpgradeRequest, foreign_origin, plain
+from pyhv.testing._http import WorldHttp
 from pyhv.testing._inbox import Event, Ticker
 from pyhv.testing._wire import BINARY, TEXT, check_budget, check_message, check_server, check_timeout
 from pyhv.testing.clock import SECOND, nanoseconds
@@ -32,6 +34,7 @@ class ServerCore:
     def __init__(self, network: Network, server: HvWebServer) -> None:
         self.network = network
         self.ticker = Ticker(network.clock)
+        self.http = WorldHttp(server, self)
         self._server = server
         self._run: _Run | None = None
         self._started_once = False
@@ -94,6 +97,18 @@ class ServerCore:
                 if self._stop_timeout is not None:
                     self._stop_now(self._stop_timeout)
         return ran
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """While it lasts callbacks run, though not of events: as inside a tick."""
+        self.network.check_thread()
+        with self.ticker.turn(what):
+            try:
+                with self.network.cork.hold():
+                    yield
+            finally:
+                if self._stop_timeout is not None:
+                    self._stop_now(self._stop_timeout)
 
     def stop(self, timeout: float) -> None:
         limit = check_timeout(timeout)
@@ -225,6 +240,7 @@ class ServerCore:
         run.close_doors(self.network)
         self.ticker.reset()
         self._run = None
+        self.http.close()
 
 
 class _Run:
@@ -302,7 +318,7 @@ class _Run:
 class MemoryServer(_native.Server):
     """Goes between `HvWebServer` and the native base of an object that a World has adopted.
 
-    What is not here is the native side's own: routes, which are kept and checked there, and never asked for.
+    What is not here stays the native side's: routes, and all that answers HTTP, which `World.http` asks.
     """
 
     __slots__ = ()
@@ -355,7 +371,7 @@ class MemoryServer(_native.Server):
     def refusals(self) -> dict[str, int]:
         """How often each limit was reached since `start`."""
         run = self._pyhv_core.running
-        return {} if run is None else dict(run.endpoint.refusals)
+        return {} if run is None else {**self._pyhv_core.http.refusals(), **run.endpoint.refusals}
 
     def _start(self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any]) -> None:
         self._pyhv_core.start(host, port, tls, options)

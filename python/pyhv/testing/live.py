@@ -1,4 +1,4 @@
-"""A real server on a free port of loopback, ticked by the test: for HTTP, and for whatever else a World has not."""
+"""A real server on a free port of loopback, ticked by the test: for what a World has not."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pyhv.client import HvWebSocketClient
 from pyhv.http_client import HttpClient
 from pyhv.response import Response
 from pyhv.server import HvWebServer
+from pyhv.testing._http import Requests, result_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +29,7 @@ _HOST = "127.0.0.1"
 _PAUSE = 0.001  # seconds for which the server waits in a tick
 
 
-class LiveServer(Generic[_S]):
+class LiveServer(Requests, Generic[_S]):
     """A server that listens on a free port of loopback, and is ticked while the test waits for something.
 
     ::
@@ -70,30 +71,7 @@ class LiveServer(Generic[_S]):
         call = self._http.request(method, self.url + path, on_error=lambda _error: None, **options)
         while not call.is_done:
             self.tick(_PAUSE)
-        if call.error is not None:
-            raise call.error
-        assert call.response is not None, "a request that is done has one of the two"
-        return call.response
-
-    def get(self, path: str, **options: Unpack[RequestOptions]) -> Response:
-        """A GET request; see `request`."""
-        return self.request("GET", path, **options)
-
-    def post(self, path: str, **options: Unpack[RequestOptions]) -> Response:
-        """A POST request; see `request`."""
-        return self.request("POST", path, **options)
-
-    def put(self, path: str, **options: Unpack[RequestOptions]) -> Response:
-        """A PUT request; see `request`."""
-        return self.request("PUT", path, **options)
-
-    def patch(self, path: str, **options: Unpack[RequestOptions]) -> Response:
-        """A PATCH request; see `request`."""
-        return self.request("PATCH", path, **options)
-
-    def delete(self, path: str, **options: Unpack[RequestOptions]) -> Response:
-        """A DELETE request; see `request`."""
-        return self.request("DELETE", path, **options)
+        return result_of(call)
 
     def connect(self, client: _C, path: str = "/", **options: Any) -> _C:
         """Connects a client, and ticks until it is open; returns it. From here on it is ticked with the server.

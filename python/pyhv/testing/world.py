@@ -12,6 +12,7 @@ from pyhv.client import HvWebSocketClient
 from pyhv.server import HvWebServer
 from pyhv.testing._client import ClientCore, MemoryClient
 from pyhv.testing._endpoint import Network
+from pyhv.testing._http import WorldHttp
 from pyhv.testing._server import MemoryServer, ServerCore
 from pyhv.testing.clock import SECOND, ManualClock, nanoseconds
 from pyhv.testing.link import Link
@@ -72,8 +73,7 @@ class World:
 
     They are a program's own objects, of its own classes, and stay so: only what lies under `HvWebServer` and
     `HvWebSocketClient`, the native side, is exchanged for one without sockets, threads and real time that keeps the
-    same rules. Clients reach servers by port: whatever host a URL names, it is in the World. HTTP is not: see
-    `LiveServer`.
+    same rules. Clients reach servers by port: whatever host a URL names, it is in the World.
 
     One thread uses a World and all that is in it; another one gets RuntimeError.
 
@@ -121,7 +121,7 @@ class World:
         """
         self._network.check_thread()
         frames = self._check_fps(self._fps if fps is None else fps)
-        if "_pyhv_core" in what.__dict__:
+        if hasattr(type(what), "_pyhv_core"):
             raise RuntimeError(f"this {type(what).__name__} is in a World already")
         core: ServerCore | ClientCore
         native: type
@@ -139,8 +139,7 @@ class World:
             link._bind(self.clock, f"{self._seed}/{self._links}")
             self._links += 1
             core, native = ClientCore(self._network, what, link), MemoryClient
-        _exchange(what, native)
-        what.__dict__["_pyhv_core"] = core
+        _exchange(what, native, core)
         program = _Program(what.tick if step is None else step, core, frames, self.clock.ns)
         self._programs[id(what)] = program
         heapq.heappush(self._frames, (program.next(), len(self._programs), program))
@@ -199,6 +198,17 @@ class World:
         if not isinstance(core, ClientCore):
             raise ValueError("a server has no link: each of its clients has one")
         return core.link
+
+    def http(self, server: HvWebServer) -> WorldHttp:
+        """HTTP for the handlers of a server: `world.http(game).get("/scores")`.
+
+        Routes, parsing, files and all that are native, and so is what answers here: over one socket of loopback, while
+        the World's clock stands still. Handlers run on this thread and see the World as it is.
+        """
+        core = self._program(server).core
+        if not isinstance(core, ServerCore):
+            raise ValueError("a client has no handlers")
+        return core.http
 
     # Time
 
@@ -293,12 +303,16 @@ class World:
             self._advancing = False
 
 
-def _exchange(what: HvWebServer | HvWebSocketClient, native: type) -> None:
-    """Puts `native` under the class of one object, in front of the native base: everything else keeps its place."""
+def _exchange(what: HvWebServer | HvWebSocketClient, native: type, core: ServerCore | ClientCore) -> None:
+    """Puts `native` under the class of one object, in front of the native base: everything else keeps its place.
+
+    The core is the class's, which is this object's alone: what a program finds in its `__dict__` stays its own.
+    """
     cls = type(what)
 
     def body(namespace: dict[str, Any]) -> None:
         # Slots of its own, none: the object's memory is laid out as before, so its class can be exchanged.
         namespace.update(__slots__=(), __module__=cls.__module__, __qualname__=cls.__qualname__, __doc__=cls.__doc__)
+        namespace["_pyhv_core"] = core
 
     what.__class__ = types.new_class(cls.__name__, (_Quiet, cls, native), {}, body)
