@@ -425,6 +425,23 @@ def test_a_close_by_the_server(net: Net) -> None:
     assert server.channels == []
 
 
+def test_a_client_that_closes_in_a_callback_gets_no_more_messages(net: Net) -> None:
+    class Leaving(RecordingClient):
+        def on_message(self, msg: str | bytes) -> None:
+            super().on_message(msg)
+            self.close(4000)
+
+    server = net.serve(RecordingServer())
+    client = net.connect(Leaving(), server)
+    net.until(lambda: server.channels and client.is_connected)
+    for text in ("one", "two", "three"):
+        server.broadcast(text)
+    net.wait(lambda: client.pending == 3)
+    net.until(lambda: client.close_code)
+    assert client.received == ["one"]
+    assert server.record.values("close") == [4000]
+
+
 def test_close_codes_are_none_before_the_callback(net: Net) -> None:
     server = net.serve(RecordingServer())
     client, channel = opened(net, server)
@@ -689,6 +706,23 @@ def test_a_refused_send_is_followed_by_a_drain(net: Net) -> None:
     net.until(lambda: len(client.received) == 200)
     assert client.received == [build(number) for number in range(200)]
     assert server.record.count("drain") > 0
+
+
+@pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
+def test_a_fragment_that_does_not_fit_closes_under_every_policy(net: Net, policy: str) -> None:
+    server = net.serve(RecordingServer(), slow_policy=policy, max_buffered=5 * MESSAGE, compression=None)
+    client, channel = opened(net, server)
+    net.block(client)
+    assert channel.send(build(0), fin=False)
+    sent = 1
+    while channel.is_open:
+        assert sent < 10_000, "everything fits into the buffers?"
+        net.until(lambda: True)
+        channel.send(build(sent), fin=False)
+        sent += 1
+    assert channel.dropped == 0
+    net.until(lambda: channel.close_code)
+    assert channel.close_code == 1008
 
 
 def test_a_single_message_larger_than_the_limit_is_sent(net: Net) -> None:

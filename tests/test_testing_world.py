@@ -159,6 +159,41 @@ def test_a_callback_that_takes_its_time(world: World) -> None:
     assert server.record.count("message") == 11
 
 
+def test_a_pause_of_everybody_is_no_reason_to_hurry(world: World) -> None:
+    ticks = []
+
+    class Loop(HvWebServer):
+        def on_tick(self) -> None:
+            ticks.append(world.now)
+
+    world.serve(Loop())
+    world.advance(0.5)
+    ticks.clear()
+    world.clock.advance(1.0)
+    assert ticks == []
+    world.advance(0.5)
+    # At once, then every frame: those that were missed are gone.
+    assert ticks[0] == 1.5
+    assert len(ticks) == 31
+
+
+def test_what_a_tick_sends_leaves_when_it_ends(world: World) -> None:
+    class Slow(RecordingServer):
+        def on_ws_message(self, channel: WebSocketChannel, msg: str | bytes) -> None:
+            self.broadcast("answer")
+            world.clock.sleep(0.5)
+            self.record.add("seen", None, client.pending)
+
+    server = world.serve(Slow())
+    client = joined(world, server)
+    client.send("x")
+    world.clock.advance(0.0)
+    server.tick()
+    world.clock.advance(0.0)
+    assert server.record.values("seen") == [0]
+    assert client.pending == 1
+
+
 def test_a_tick_with_a_timeout_moves_the_clock(world: World) -> None:
     server = world.serve(RecordingServer())
     client = joined(world, server, link=Link(delay=0.2))
@@ -297,6 +332,41 @@ def test_a_stall_of_one_direction(world: World) -> None:
     assert client.received == []
     world.advance(0.6)
     assert client.received == ["x"]
+
+
+def test_a_large_message_on_a_slow_link_is_a_sign_of_life(world: World) -> None:
+    server = world.serve(RecordingServer(), ping_interval=1.0, ping_timeout=2.0, compression=None)
+    client = joined(world, server, link=Link(bandwidth=10_000), ping_interval=1.0, ping_timeout=2.0)
+    client.send(bytes(100_000))
+    server.broadcast(bytes(100_000))
+    world.advance(9.0)
+    assert client.received == []
+    world.advance(2.0)
+    assert len(client.received) == server.record.count("message") == 1
+    assert client.is_connected
+
+
+def test_what_arrives_behind_our_close_is_dropped(world: World) -> None:
+    server = world.serve(RecordingServer())
+    client = joined(world, server, link=Link(delay=0.2))
+    client.send("in time")
+    world.clock.advance(0.2)
+    client.send("too late")
+    server.stop()
+    assert server.record.values("message") == ["in time"]
+
+
+def test_all_together_may_have_no_more_pending_than_their_limit(world: World) -> None:
+    server = world.serve(RecordingServer(), max_pending_bytes=20_000)
+    clients = [joined(world, server, compression=None) for _ in range(10)]
+    for client in clients:
+        for _ in range(10):
+            client.send(bytes(1_000))
+    world.clock.advance(0.0)
+    # The limit, and one message more.
+    assert 18 < server.pending < 21
+    world.advance(1.0)
+    assert server.record.count("message") == 100
 
 
 def test_a_long_stall_ends_the_connection_by_its_pings(world: World) -> None:

@@ -87,7 +87,6 @@ class Connection:
         self._refused = False
         self._touched = False
         self._peer_closed = False
-        self._read_ended = False
         self._answer: tuple[int | None, str] | None = None
         self._pong: bytes | None = None
         self._timer: Timer | None = None
@@ -242,12 +241,8 @@ class Connection:
             self._got_message(frame)
 
     def ended(self) -> None:
-        """The peer has ended its direction: our answer, if one is under way, still goes."""
-        answers = self.state is State.ANSWERING or (self.state is State.DRAINING and bool(self._frames))
-        if self.server and answers:
-            self._read_ended = True
-        else:
-            self.lost()
+        """The peer has ended its direction; in a World it has done so with both."""
+        self.lost()
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -284,7 +279,7 @@ class Connection:
             # RFC 6455 section 7.1.1: the server closes first. A client that broke a rule has not: half-closed, we read
             # on until it has gone.
             self._out.end()
-            if self._peer_closed or self._read_ended:
+            if self._peer_closed:
                 self._finish()
 
     def ping(self, payload: bytes) -> None:
