@@ -246,6 +246,44 @@ def test_what_leaves_a_tick_leaves_advance_and_the_next_goes_on(world: World) ->
     assert server.record.values("message") == ["a", "stop", "b"]
 
 
+def test_a_budget_that_does_not_keep_up_bounds_what_waits(world: World) -> None:
+    server = world.serve(RecordingServer(), max_pending_bytes=20_000)
+    client = joined(world, server, compression=None)
+    for number in range(200):
+        client.send(number.to_bytes(2, "big") + bytes(998))
+    most = 0
+    while server.record.count("message") < 200:
+        world.clock.advance(0.0)
+        assert 1 <= server.tick(max_events=2) <= 2
+        most = max(most, server.pending)
+    # Within twice the limit and one message more.
+    assert 15 < most <= 41
+    assert [int.from_bytes(m[:2], "big") for m in server.record.values("message")] == list(range(200))
+
+
+def test_errors_of_callbacks_are_gathered(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(RecordingServer):
+        def on_init(self) -> None:
+            self.get("/", lambda request, response: [][0])
+
+        def on_ws_message(self, channel: WebSocketChannel, msg: str | bytes) -> None:
+            raise LookupError(msg)
+
+    server = world.serve(Failing())
+    client = joined(world, server)
+    assert world.errors == []
+    client.send("a")
+    world.advance(0.1)
+    assert world.http(server).get("/").status == 500
+    assert [type(error) for error in world.errors] == [LookupError, IndexError]
+    assert server.record.values("error") == world.errors
+    # A connection that failed is none.
+    world.connect(client, "ws://127.0.0.1:1/")
+    world.advance(0.1)
+    assert client.error is not None
+    assert len(world.errors) == 2
+
+
 # Links
 
 
@@ -855,6 +893,22 @@ def test_http_of_a_server_in_a_world(world: World, caplog: pytest.LogCaptureFixt
     assert http.get("/scores").json() == [["Ann", 7]]
 
 
+def test_the_native_side_ends_with_the_server(world: World) -> None:
+    def is_running() -> Any:
+        return _native.Server.is_running.__get__(server)
+
+    server = world.serve(Scores())
+    assert not is_running()
+    assert world.http(server).get("/scores").json() == []
+    assert is_running()
+    server.stop()
+    assert not is_running()
+    server.start(0)
+    assert world.http(server).get("/scores").json() == []
+    world.close()
+    assert not is_running()
+
+
 def test_http_inside_a_callback_of_the_same_server(world: World) -> None:
     class Asking(Scores):
         def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
@@ -924,6 +978,35 @@ def test_a_live_server_that_cannot_start_leaves_nothing() -> None:
 
 
 # The fixtures
+
+
+FAILING = """
+import pytest
+from pyhv import HvWebServer, HvWebSocketClient
+
+class Game(HvWebServer):
+    def on_ws_open(self, channel, url):
+        raise LookupError("no such room")
+
+def enter(world):
+    world.connect(HvWebSocketClient(), world.serve(Game()))
+    world.advance(1.0)
+
+def test_missed(pyhv_world):
+    enter(pyhv_world)
+
+def test_meant(pyhv_world):
+    enter(pyhv_world)
+    pyhv_world.errors.clear()
+"""
+
+
+def test_the_fixture_does_not_miss_an_error(tmp_path: Path) -> None:
+    (tmp_path / "test_game.py").write_text(FAILING, encoding="utf-8")
+    done = run_pytest(tmp_path, "-p", "pyhv.testing.pytest_plugin")
+    assert "2 passed, 1 error" in done.stdout, done.stdout + done.stderr
+    assert "LookupError: no such room" in done.stdout
+    assert "ERROR test_game.py::test_missed" in done.stdout
 
 
 def run_pytest(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -57,6 +57,8 @@ class Network:
         self._port = 40_000
         self._client_port = 50_000
         self.closed = False
+        #: What callbacks have raised.
+        self.errors: list[Exception] = []
 
     def free_port(self) -> int:
         self._port += 1

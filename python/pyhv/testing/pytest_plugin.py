@@ -30,9 +30,16 @@ class ServeLive(Protocol):
 
 @pytest.fixture
 def pyhv_world() -> Iterator[World]:
-    """A World with seed 0 and 60 frames a second: servers and clients without sockets, threads and real time."""
+    """A World with seed 0 and 60 frames a second: servers and clients without sockets, threads and real time.
+
+    An exception that a callback raised fails the test at its end, unless it says `pyhv_world.errors.clear()`.
+    """
     with World() as world:
         yield world
+        if world.errors:
+            raise AssertionError(
+                "a callback has raised: pyhv_world.errors.clear() says that this was meant"
+            ) from world.errors[0]
 
 
 @pytest.fixture

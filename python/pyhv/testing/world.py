@@ -6,7 +6,7 @@ import heapq
 import types
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pyhv.client import HvWebSocketClient
 from pyhv.server import HvWebServer
@@ -27,13 +27,18 @@ _C = TypeVar("_C", bound=HvWebSocketClient)
 _A = TypeVar("_A", HvWebServer, HvWebSocketClient)
 
 
-class _Quiet:
-    """Goes in front of a program's class when a class is made of it, so that its `__init_subclass__` does not run."""
+class _Front:
+    """Goes in front of a program's class when a class is made of it."""
 
     __slots__ = ()
+    _pyhv_core: ServerCore | ClientCore
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        pass
+        """Keeps the program's own from running."""
+
+    def _callback_failed(self, callback: str, exc: Exception) -> None:
+        self._pyhv_core.network.errors.append(exc)
+        cast("Any", super())._callback_failed(callback, exc)
 
 
 class _Program:
@@ -97,6 +102,14 @@ class World:
     def now(self) -> float:
         """Seconds since the World was made."""
         return self.clock.now()
+
+    @property
+    def errors(self) -> list[Exception]:
+        """What callbacks and HTTP handlers have raised, in order: it was logged and went to `on_error`, no further.
+
+        `assert not world.errors` ends a test well; `world.errors.clear()` where an error was meant.
+        """
+        return self._network.errors
 
     # Who is in it
 
@@ -315,4 +328,4 @@ def _exchange(what: HvWebServer | HvWebSocketClient, native: type, core: ServerC
         namespace.update(__slots__=(), __module__=cls.__module__, __qualname__=cls.__qualname__, __doc__=cls.__doc__)
         namespace["_pyhv_core"] = core
 
-    what.__class__ = types.new_class(cls.__name__, (_Quiet, cls, native), {}, body)
+    what.__class__ = types.new_class(cls.__name__, (_Front, cls, native), {}, body)
