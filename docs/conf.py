@@ -164,14 +164,7 @@ def relink(page: Path, text: str) -> str:
     return LINK.sub(target, text)
 
 
-#: Pages with a place in the contents that need not be there.
-OPTIONAL = {"loops", "reconnecting", "testing", "cli"}
-
-
 def source_read(app: Sphinx, docname: str, content: list[str]) -> None:
-    if docname == root_doc:
-        missing = {name for name in OPTIONAL if name not in app.env.found_docs}
-        content[0] = "".join(line for line in content[0].splitlines(keepends=True) if line.strip() not in missing)
     if app.env.doc2path(docname).suffix == ".md":
         content[0] = relink(Path(app.env.doc2path(docname)), content[0])
 
