@@ -28,13 +28,14 @@ class MemoryChannel:
     `isinstance(channel, pyhv.WebSocketChannel)` holds. `is_compressed` is always False.
     """
 
-    __slots__ = ("__weakref__", "_conn", "_ended", "_headers", "_query", "data")
+    __slots__ = ("__weakref__", "_conn", "_ended", "_headers", "_query", "_skipped", "data")
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._ended = False
         self._headers: Headers | None = None
         self._query: QueryParams | None = None
+        self._skipped = 0
         #: What the program put here; None at first.
         self.data: Any = None
 
@@ -110,6 +111,11 @@ class MemoryChannel:
     def dropped(self) -> int:
         """Messages that `slow_policy` dropped."""
         return self._conn.dropped
+
+    @property
+    def skipped(self) -> int:
+        """Messages that gave way to a newer one of the same key; see `latest` of `start`."""
+        return self._skipped
 
     @property
     def latency(self) -> float | None:

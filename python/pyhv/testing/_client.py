@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from io import UnsupportedOperation
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyhv import _native
 from pyhv.errors import ConnectError
@@ -14,9 +14,20 @@ from pyhv.testing._channel import latency, send
 from pyhv.testing._connection import Connection
 from pyhv.testing._endpoint import Endpoint, Network
 from pyhv.testing._handshake import Attempt, Target
-from pyhv.testing._inbox import Event, Ticker
-from pyhv.testing._wire import check_budget, check_client, check_close, check_opcode, check_timeout
-from pyhv.testing.clock import nanoseconds
+from pyhv.testing._inbox import Event, Latest, Ticker
+from pyhv.testing._reconnect import Again, after_failure, is_final
+from pyhv.testing._wire import (
+    BINARY,
+    TEXT,
+    Sequence,
+    check_budget,
+    check_client,
+    check_close,
+    check_message,
+    check_opcode,
+    check_timeout,
+)
+from pyhv.testing.clock import SECOND, nanoseconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,22 +60,44 @@ class ClientCore:
         self._client = client
         self._endpoint: Endpoint | None = None
         self._attempt: Attempt | None = None
+        #: There was an attempt before this one.
+        self._repeated = False
+        #: Until `close()`, or the end for good.
+        self._again: Again | None = None
+        self._latest: Latest | None = None
+        self.skipped = 0
 
-    def connect(self, target: Target, host: str, options: dict[str, Any]) -> None:
+    def connect(self, target: Target, host: str, options: dict[str, Any], policy: dict[str, Any] | None) -> None:
         self.network.check_thread()
         check_client(
             target.url, host, target.port, target.authority, target.path, target.headers, target.protocols, options
         )
-        if self.state in (State.CONNECTING, State.OPEN):
+        again = None if policy is None else Again(target, policy, options["max_buffered"], self.link._random)
+        if self.state in (State.CONNECTING, State.OPEN) and not self.is_reconnecting:
             raise RuntimeError("the client is connected or connecting: close() it, and connect again after on_close")
         self.discard()
         endpoint = self._endpoint = Endpoint(self.network, options)
-        self.state, self.conn, self.close_info, self.error = State.CONNECTING, None, None, None
+        self.conn, self.error, self._again = None, None, again
+        self._attempt_now(endpoint, target, repeated=False)
 
-        def failed(error: ConnectError | None) -> None:
-            endpoint.inbox.push(Event("failed", value=error))
+    def _attempt_now(self, endpoint: Endpoint, target: Target, *, repeated: bool, delay: int = 0) -> None:
+        def failed(error: ConnectError | None, retry_after: int | None) -> None:
+            endpoint.inbox.push(Event("failed", value=(error, after_failure(error, retry_after))))
 
-        self._attempt = Attempt(endpoint, self.link, target, failed)
+        self.state, self.close_info, self._repeated = State.CONNECTING, None, repeated
+        self._attempt = Attempt(endpoint, self.link, target, failed, delay)
+
+    @property
+    def is_reconnecting(self) -> bool:
+        """Whether it will be connected again, as far as is known."""
+        if self.state is State.CONNECTING:
+            return self._repeated and self._attempt is not None and not self._attempt.is_cancelled
+        return self.state is State.CLOSED and self._again is not None
+
+    @property
+    def kept(self) -> int:
+        """Bytes that wait for the next connection."""
+        return 0 if self._again is None else self._again.bytes
 
     def discard(self) -> None:
         """Ends without callbacks."""
@@ -89,21 +122,55 @@ class ClientCore:
             if not self.ticker.is_ready(endpoint):
                 return 0
             with self.network.cork.hold():
-                return self.ticker.run(endpoint, self._dispatch, max_ms, max_events)
+                return self.ticker.run(
+                    endpoint, lambda event: self._dispatch(event, endpoint), max_ms, max_events, self._latest
+                )
 
     def send(self, msg: Any, opcode: Any, fin: Any) -> bool:
-        if self.state is State.OPEN and self.conn is not None:
-            return send(self.conn, msg, opcode, fin)
-        check_opcode(opcode, fin)
-        return False
+        if self.state is State.OPEN and self.conn is not None and send(self.conn, msg, opcode, fin):
+            return True
+        return self._keep(msg, check_opcode(opcode, fin), fin)
+
+    def _keep(self, msg: Any, opcode: int | None, fin: bool) -> bool:
+        """Keeps a message for the next connection, if that was asked for and there is room."""
+        # The parts of a message belong on one connection, as do pings.
+        if not fin or opcode not in (None, TEXT, BINARY) or self._again is None or not self._again.keeps:
+            return False
+        self.network.check_thread()
+        payload = check_message(msg)
+        kind = TEXT if isinstance(msg, str) else BINARY
+        Sequence().check(opcode, kind, payload)
+        if self.conn is not None and self.state in (State.OPEN, State.CLOSED):
+            # It has dropped the message; or this may be the last part of one that was lost.
+            dropped = self.state is State.OPEN and self.conn.is_open
+            if dropped or self.conn.sequence.open is not None:
+                return False
+        return self._again.keep(kind if opcode is None else opcode, payload)
 
     def close(self, code: int, reason: str) -> None:
         number = check_close(code, reason)
         self.network.check_thread()
+        self._again = None
         if self.state is State.CONNECTING and self._attempt is not None:
             self._attempt.cancel()
         elif self.state is State.OPEN and self.conn is not None:
             self.conn.close(number, reason)
+
+    def set_latest(self, function: Callable[[Any], Any] | None) -> None:
+        def key(event: Event) -> Any:
+            try:
+                name = None if function is None else function(event.value)
+                hash(name)
+            except Exception as exc:
+                # It stands alone.
+                self._client._callback_failed("latest", exc)
+                return None
+            return name
+
+        def skipped(event: Event) -> None:
+            self.skipped += 1
+
+        self._latest = None if function is None else Latest(key, skipped)
 
     def pending(self) -> int:
         return 0 if self._endpoint is None else self.ticker.pending(self._endpoint)
@@ -118,25 +185,27 @@ class ClientCore:
                 close.close(1011, "internal error")
             self._client._callback_failed(name, exc)
 
-    def _dispatch(self, event: Event) -> None:
+    def _dispatch(self, event: Event, endpoint: Endpoint) -> None:
         client, conn = self._client, event.conn
         if event.kind == "log":
             client._warn(event.value)
+        elif endpoint is not self._endpoint:
+            # Of one that `connect` has replaced: nobody's.
+            return
         elif event.kind == "failed":
-            self.state, self.close_info = State.CLOSED, (1006, "")
-            if event.value is not None:
-                self.error = event.value
-                self._call("on_error", client.on_error, event.value)
-            self._call("on_close", client.on_close)
+            self._failed(endpoint, *event.value)
         elif conn is None:
             raise AssertionError(f"an event of no connection: {event}")
         elif event.kind == "open":
             # close() came after the attempt had succeeded and before this tick.
             closing = self._attempt is None or self._attempt.is_cancelled
             self.state, self.conn = State.OPEN, conn
+            if self._again is not None:
+                self._again.opened(conn)
             if closing:
                 conn.close(1000)
             else:
+                self.error = None
                 conn.announced = True
                 self._call("on_open", client.on_open, close=conn)
         elif event.kind == "message":
@@ -146,9 +215,58 @@ class ClientCore:
         elif event.kind == "drain":
             self._call("on_drain", client.on_drain)
         else:
+            # After an exception of a callback the server's code is an answer to ours, and says nothing by itself.
+            ours = conn.is_closed_by_program
             conn.delivered_close()
-            self.state, self.close_info = State.CLOSED, conn.close_info
-            self._call("on_close", client.on_close)
+            info = conn.close_info or (1006, "")
+            following = self._ended(info, 0 if ours or not is_final(*info) else None)
+            begun = False
+            try:
+                self._call("on_close", client.on_close)
+            finally:
+                # Also when an exception leaves the tick: nothing else would begin the next attempt.
+                begun = self._begin(endpoint, following)
+            self._reconnecting(following if begun else None)
+
+    def _failed(self, endpoint: Endpoint, error: ConnectError | None, least: int | None) -> None:
+        """An attempt has failed; close() may have come after that."""
+        closed = self._attempt is not None and self._attempt.is_cancelled
+        following = self._ended((1006, ""), least)
+        begun = False
+        try:
+            if error is not None and not closed:
+                self.error = error
+                self._call("on_error", self._client.on_error, error)
+        finally:
+            begun = self._begin(endpoint, following)
+        if begun:
+            self._reconnecting(following)
+        elif following is None or self.state is State.CLOSED:
+            # Else connect() within on_error has taken the place of the next attempt.
+            self._call("on_close", self._client.on_close)
+
+    def _ended(self, info: tuple[int, str], least: int | None) -> tuple[int, int] | None:
+        """What follows: number and delay of the next attempt. `least`: its least delay; None: there is to be none."""
+        self.state, self.close_info = State.CLOSED, info
+        following = None
+        if least is not None and self._again is not None:
+            following = self._again.next(least, self.network.clock.ns)
+        if following is None:
+            self._again = None
+        return following
+
+    def _begin(self, endpoint: Endpoint, following: tuple[int, int] | None) -> bool:
+        """Begins the next attempt, unless the callback before it has called `close` or `connect`."""
+        if following is None or self.state is not State.CLOSED or self._again is None:
+            return False
+        self.conn = None
+        self._attempt_now(endpoint, self._again.target, repeated=True, delay=following[1])
+        return True
+
+    def _reconnecting(self, following: tuple[int, int] | None) -> None:
+        if following is not None:
+            callback = cast("Any", self._client).on_reconnecting
+            self._call("on_reconnecting", callback, following[0], following[1] / SECOND)
 
 
 class MemoryClient(_native.WebSocketClient):
@@ -186,8 +304,13 @@ class MemoryClient(_native.WebSocketClient):
 
     @property
     def is_connecting(self) -> bool:
-        """Whether `connect` was called and neither `on_open` nor `on_close` has run."""
-        return self._pyhv_core.state is State.CONNECTING
+        """Whether `connect` was called and neither `on_open` nor `on_close` has run, or another attempt follows."""
+        return self._pyhv_core.state is State.CONNECTING or self._pyhv_core.is_reconnecting
+
+    @property
+    def is_reconnecting(self) -> bool:
+        """Whether the connection was lost, or an attempt failed, and another attempt follows."""
+        return self._pyhv_core.is_reconnecting
 
     @property
     def close_code(self) -> int | None:
@@ -231,9 +354,14 @@ class MemoryClient(_native.WebSocketClient):
 
     @property
     def buffered_amount(self) -> int:
-        """Bytes that wait because the link takes no more."""
+        """Bytes that wait because the link takes no more, or for the next connection."""
         conn = self._pyhv_core.conn
-        return 0 if conn is None else conn.buffered
+        return self._pyhv_core.kept + (0 if conn is None else conn.buffered)
+
+    @property
+    def skipped(self) -> int:
+        """Messages that gave way to a newer one of the same key; see `latest` of `connect`."""
+        return self._pyhv_core.skipped
 
     @property
     def dropped(self) -> int:
@@ -258,6 +386,10 @@ class MemoryClient(_native.WebSocketClient):
         protocols: list[str],
         tls: dict[str, Any] | None,
         options: dict[str, Any],
+        again: dict[str, Any] | None = None,
     ) -> None:
         target = Target(url, port, authority, path, headers, protocols, tls is not None)
-        self._pyhv_core.connect(target, host, options)
+        self._pyhv_core.connect(target, host, options, again)
+
+    def _set_latest(self, function: Callable[[Any], Any] | None) -> None:
+        self._pyhv_core.set_latest(function)

@@ -61,7 +61,12 @@ class Attempt:
     """A client's attempt to connect, on both sides."""
 
     def __init__(
-        self, endpoint: Endpoint, link: Link, target: Target, failed: Callable[[ConnectError | None], None]
+        self,
+        endpoint: Endpoint,
+        link: Link,
+        target: Target,
+        failed: Callable[[ConnectError | None, int | None], None],
+        delay: int = 0,
     ) -> None:
         self.target = target
         #: The client cancelled: an open event that is on its way counts no more.
@@ -69,8 +74,8 @@ class Attempt:
         self.remote = ("127.0.0.1", endpoint.network.client_port())
         self._endpoint = endpoint
         self._failed = failed
-        self._wire = link._wire()
-        self._wire.on_cut = self._cut
+        self._link = link
+        self._begun = False
         self._server: Listener | None = None
         self._connected = False
         self._answered = False
@@ -78,11 +83,22 @@ class Attempt:
         self._left = False
         #: The client has an end of it: a connection or an error.
         self._over = False
-        self._limit: Timer | None = endpoint.clock.call_later(
-            round(endpoint.settings["open_timeout"] * SECOND), self._timed_out
-        )
+        self._limit: Timer | None = None
         self._question: Timer | None = None
-        key = base64.b64encode(link._random.randbytes(16)).decode()
+        if delay:
+            endpoint.clock.call_later(delay, self._begin)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._over:
+            return
+        self._begun = True
+        endpoint, target = self._endpoint, self.target
+        self._wire = self._link._wire()
+        self._wire.on_cut = self._cut
+        self._limit = endpoint.clock.call_later(round(endpoint.settings["open_timeout"] * SECOND), self._timed_out)
+        key = base64.b64encode(self._link._random.randbytes(16)).decode()
         self.headers = [
             ("host", target.authority),
             ("upgrade", "websocket"),
@@ -104,19 +120,20 @@ class Attempt:
 
     # The client's side
 
-    def _fail(self, error: ConnectError | None) -> None:
+    def _fail(self, error: ConnectError | None, retry_after: int | None = None) -> None:
         if self._over:
             return
-        self._end()
-        # The server hears of it when the end of the connection has come to it.
-        self._wire.up.step(0, self._leave)
-        self._wire.up.end()
-        self._wire.over()
-        if not self._endpoint.inbox.closed:
-            self._failed(error)
-
-    def _end(self) -> None:
         self._over = True
+        if self._begun:
+            self._settle()
+            # The server hears of it when the end of the connection has come to it.
+            self._wire.up.step(0, self._leave)
+            self._wire.up.end()
+            self._wire.over()
+        if not self._endpoint.inbox.closed:
+            self._failed(error, retry_after)
+
+    def _settle(self) -> None:
         if self._limit is not None:
             self._limit.cancel()
         self._wire.on_cut = self._leave
@@ -156,14 +173,12 @@ class Attempt:
             short = 0 < len(text) <= 200 and "<" not in text and all(c.isprintable() for c in text)
             said = f" ({text})" if short else ""
             why = f"the server answered the WebSocket handshake with HTTP status {answer.status}, not 101"
-            self._fail(
-                HandshakeError(
-                    f"{self.target.url} refused the WebSocket handshake: {why}{said}",
-                    answer.status,
-                )
-            )
+            text = f"{self.target.url} refused the WebSocket handshake: {why}{said}"
+            asked = Headers(answer.headers).get("retry-after")
+            self._fail(HandshakeError(text, answer.status), None if asked is None else int(asked) * SECOND)
             return
-        self._end()
+        self._over = True
+        self._settle()
         remote = ("127.0.0.1", self.target.port)
         chosen = Headers(answer.headers).get("sec-websocket-protocol")
         handshake = Handshake(self.target.url, answer.headers, remote, "http", chosen)

@@ -33,6 +33,8 @@ class Event:
     conn: Connection | None = None
     value: Any = None
     size: int = 0
+    #: It has run, or gave way to a newer one.
+    done: bool = False
 
     def cost(self) -> int:
         return self.size + _EVENT + (_CONNECTION if self.kind in ("open", "upgrade") else 0)
@@ -127,6 +129,42 @@ class Backlog:
         return paused, done
 
 
+class Newest:
+    """`latest=`: of the messages with one key that wait for one tick only the newest comes; latest.rs of the bridge."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Connection, dict[Any, Event]] = {}
+
+    def clear(self) -> None:
+        self._seen.clear()
+
+    def sift(self, batch: Batch, key: Callable[[Event], Any], skipped: Callable[[Event], None]) -> None:
+        """Looks at a new batch. `key`: None for a message that stands alone."""
+        for event in batch.events:
+            if event.conn is None or event.kind not in ("message", "close"):
+                continue
+            if event.kind == "close":
+                self._seen.pop(event.conn, None)
+                continue
+            name = key(event)
+            if name is None:
+                continue
+            places = self._seen.setdefault(event.conn, {})
+            before = places.get(name)
+            places[name] = event
+            if before is not None and not before.done:
+                before.done = True
+                skipped(before)
+
+
+class Latest:
+    """What a tick needs for `latest=`: the program's function, and whom to tell of a message that gave way."""
+
+    def __init__(self, key: Callable[[Event], Any], skipped: Callable[[Event], None]) -> None:
+        self.key = key
+        self.skipped = skipped
+
+
 class Ticker:
     """The ticking side of one object."""
 
@@ -135,6 +173,9 @@ class Ticker:
         self._owner: int | None = None
         self._batch = Batch(0)
         self._backlog = Backlog()
+        self._newest = Newest()
+        #: Whose the batch is: what is left of an endpoint that was replaced is not run.
+        self._of: Endpoint | None = None
         #: An exception left a tick: the next one has to mark the batch as done.
         self._again = False
 
@@ -188,9 +229,17 @@ class Ticker:
             endpoint.waiting = False
 
     def run(
-        self, endpoint: Endpoint, run: Callable[[Event], None], max_ms: float | None, max_events: int | None
+        self,
+        endpoint: Endpoint,
+        run: Callable[[Event], None],
+        max_ms: float | None,
+        max_events: int | None,
+        latest: Latest | None = None,
     ) -> int:
         """Runs what is pending, or what the last tick left, within the budget; how many events that were."""
+        if self._of is not endpoint:
+            self.reset()
+            self._of = endpoint
         end = None if max_ms is None else self._clock.ns + round(min(max_ms / 1e3, 1e6) * SECOND)
         ran = 0
 
@@ -199,14 +248,23 @@ class Ticker:
                 ran > 0 and end is not None and self._clock.ns >= end
             )
 
+        def run_one(event: Event) -> int:
+            if event.done:
+                return 0
+            event.done = True
+            run(event)
+            return 1
+
         self._again = True
         if self._backlog.left:
             if endpoint.inbox.batch.events and self._backlog.size() < endpoint.inbox.max_bytes:
-                self._backlog.add(endpoint.inbox.take())
+                batch = endpoint.inbox.take()
+                if latest is not None:
+                    self._newest.sift(batch, latest.key, latest.skipped)
+                self._backlog.add(batch)
             try:
                 while not is_over() and (event := self._backlog.pop()) is not None:
-                    run(event)
-                    ran += 1
+                    ran += run_one(event)
             finally:
                 paused, done = self._backlog.settle()
                 endpoint.resume(paused)
@@ -217,10 +275,12 @@ class Ticker:
             self._batch = endpoint.inbox.take()
             if max_ms is None and max_events is None:
                 self._resume(endpoint)
+            self._newest.clear()
+            if latest is not None:
+                self._newest.sift(self._batch, latest.key, latest.skipped)
         events = self._batch.events
         while events:
-            run(events.popleft())
-            ran += 1
+            ran += run_one(events.popleft())
             if events and is_over():
                 self._backlog.add(self._batch)
                 self._batch = Batch(0)

@@ -15,7 +15,7 @@ from pyhv.testing._channel import MemoryChannel
 from pyhv.testing._endpoint import Endpoint, Network
 from pyhv.testing._handshake import Answer, Attempt, UpgradeRequest, foreign_origin, plain
 from pyhv.testing._http import WorldHttp
-from pyhv.testing._inbox import Event, Ticker
+from pyhv.testing._inbox import Event, Latest, Ticker
 from pyhv.testing._wire import BINARY, TEXT, check_budget, check_message, check_server, check_timeout
 from pyhv.testing.clock import SECOND, nanoseconds
 
@@ -39,6 +39,7 @@ class ServerCore:
         self._run: _Run | None = None
         self._started_once = False
         self._stop_timeout: float | None = None
+        self._latest: Latest | None = None
 
     @property
     def running(self) -> _Run | None:
@@ -90,7 +91,7 @@ class ServerCore:
                 with self.network.cork.hold():
                     ran = 0
                     if self.ticker.is_ready(endpoint):
-                        ran = self.ticker.run(endpoint, self._dispatch, max_ms, max_events)
+                        ran = self.ticker.run(endpoint, self._dispatch, max_ms, max_events, self._latest)
                     self._call("on_tick", self._server.on_tick)
             finally:
                 # Also when an exception leaves the tick.
@@ -126,6 +127,28 @@ class ServerCore:
         if self._run is not None:
             self._run.endpoint.discard()
             self._close_run(self._run)
+
+    def set_latest(self, function: Callable[[Any, Any], Any] | None) -> None:
+        def key(event: Event) -> Any:
+            # One whose open waits too has no object yet: its messages all come, once.
+            channel = None if event.conn is None else event.conn.channel
+            return None if channel is None or function is None else self._key(function, channel, event.value)
+
+        def skipped(event: Event) -> None:
+            if event.conn is not None:
+                event.conn.channel._skipped += 1
+
+        self._latest = None if function is None else Latest(key, skipped)
+
+    def _key(self, function: Callable[[Any, Any], Any], *arguments: Any) -> Any:
+        try:
+            key = function(*arguments)
+            hash(key)
+        except Exception as exc:
+            # It stands alone.
+            self._server._callback_failed("latest", exc)
+            return None
+        return key
 
     def broadcast(self, msg: Any, exclude: Any) -> None:
         payload = check_message(msg)
@@ -216,7 +239,7 @@ class ServerCore:
             try:
                 clock.run_until(clock.ns)
                 with self.network.cork.hold():
-                    self.ticker.run(endpoint, self._dispatch, None, None)
+                    self.ticker.run(endpoint, self._dispatch, None, None, self._latest)
                 if endpoint.is_idle and not self.ticker.is_ready(endpoint):
                     break
                 self.ticker.wait(endpoint, deadline, lambda: endpoint.is_idle)
@@ -304,7 +327,9 @@ class _Run:
                 f"WebSocket of {attempt.peer} refused with 503: the limit is "
                 f"max_upgrades_per_second={settings['max_upgrades_per_second']:g}",
             )
-            attempt.answer(plain(503, "503 Service Unavailable\n"), None)
+            busy = plain(503, "503 Service Unavailable\n")
+            busy.headers.append(("Retry-After", "1"))
+            attempt.answer(busy, None)
             return
         offered = attempt.target.protocols
         subprotocol = next((name for name in settings["subprotocols"] if name in offered), None)
@@ -372,6 +397,9 @@ class MemoryServer(_native.Server):
         """How often each limit was reached since `start`."""
         run = self._pyhv_core.running
         return {} if run is None else {**self._pyhv_core.http.refusals(), **run.endpoint.refusals}
+
+    def _set_latest(self, function: Callable[[Any, Any], Any] | None) -> None:
+        self._pyhv_core.set_latest(function)
 
     def _start(self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any]) -> None:
         self._pyhv_core.start(host, port, tls, options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pyhv import _native
 
@@ -66,9 +66,12 @@ def check_client(
 ) -> None:
     """The arguments and settings of a client. Raises ValueError or TypeError."""
     unknown = "pyhv.testing"
+    arguments = [url, host, port, authority, path, headers, protocols, {unknown: True}, options]
+    if hasattr(_CLIENT, "is_reconnecting"):
+        arguments.append(None)
     try:
         # TLS is looked at last, and a setting that there is not keeps the client from connecting.
-        _CLIENT._connect(url, host, port, authority, path, headers, protocols, {unknown: True}, options)
+        cast("Any", _CLIENT)._connect(*arguments)
     except TypeError as error:
         if not str(error).endswith(unknown):
             raise
