@@ -209,6 +209,9 @@ impl Connection {
         if excess > 0 {
             let (messages, bytes) = inner.out.drop_oldest(excess);
             self.count_dropped(messages);
+            if messages > 0 {
+                self.refused.store(true, Ordering::SeqCst);
+            }
             self.buffered.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
