@@ -34,8 +34,8 @@ from support import (
     url_of,
     wait_until,
 )
+from support_nginx import NGINX, needs_nginx
 from support_tls import SecureServer, make_certificates, secure_url_of
-from test_http_peers import NGINX, needs_nginx
 
 SOON = Reconnect(first=0.005, max_delay=0.01)
 #: Nothing happens while a test runs.

@@ -1,8 +1,4 @@
-# mypy: disable-error-code="attr-defined, call-arg"
-"""What a World keeps of `reconnect=` and `latest=`, side by side with real sockets.
-
-Skipped, and not type-checked in full, where pyHV has neither yet.
-"""
+"""What a World keeps of `reconnect=` and `latest=`, side by side with real sockets."""
 
 from __future__ import annotations
 
@@ -11,15 +7,10 @@ from typing import Any
 
 import pytest
 
-import pyhv
-from pyhv import WebSocketChannel
+from pyhv import ConnectionRefused, Reconnect, WebSocketChannel
 from pyhv.testing import Link, World
 from support import RecordingClient, RecordingServer
 from support_net import MemoryNet, Net, RealNet
-
-Reconnect: Any = getattr(pyhv, "Reconnect", None)
-
-pytestmark = pytest.mark.skipif(Reconnect is None, reason="this pyHV has no reconnect= and latest=")
 
 
 @pytest.fixture(params=[RealNet, MemoryNet], ids=["real", "memory"])
@@ -93,9 +84,9 @@ def test_attempts_have_an_end(net: Net) -> None:
         ("open", None),
         ("close", (1001, True)),
         ("reconnecting", 1),
-        ("error", pyhv.ConnectionRefused),
+        ("error", ConnectionRefused),
         ("reconnecting", 2),
-        ("error", pyhv.ConnectionRefused),
+        ("error", ConnectionRefused),
         ("close", (1006, False)),
     ]
 
@@ -204,7 +195,8 @@ def test_delays_are_the_worlds() -> None:
     def delays(seed: int) -> list[float]:
         with World(seed=seed, fps=1000) as world:
             server = world.serve(RecordingServer(), 9000)
-            client = world.adopt(Returning(), link=Link())
+            client = Returning()
+            world.adopt(client, link=Link())
             client.connect("ws://127.0.0.1:9000/", reconnect=True)
             world.until(lambda: client.is_connected)
             server.stop(0)
