@@ -91,10 +91,13 @@ class Play:
     def scene(self) -> None:
         """What one tick does: broadcasts alone, or among the rest."""
         mixed = self.dice.random() < 0.6
+        alone = self.dice.choice(list(self.channels))
         for _ in range(self.dice.choice([1, 2, 16, 40])):
             path = self.dice.choice(list(self.channels))
             how = self.dice.random()
-            if not mixed or how < 0.4:
+            if not mixed:
+                self.broadcast(None if how < 0.5 else path if how < 0.7 else alone)
+            elif how < 0.4:
                 self.broadcast()
             elif how < 0.6:
                 self.broadcast(exclude=path)
@@ -184,24 +187,33 @@ def test_a_write_that_stops_anywhere_goes_on_there(policy: Literal["close", "dro
         server = stack.enter_context(Directed())
         server.start(0, slow_policy=policy, max_buffered=1 << 30, ping_interval=None)
         director = stack.enter_context(RawClient(port_of(server), "/director"))
-        slow = [stack.enter_context(RawClient(port_of(server), f"/slow-{n}", receive_buffer=4096)) for n in range(4)]
+        slow = {path: RawClient(port_of(server), path, receive_buffer=4096) for path in ("/a", "/b", "/c", "/d")}
+        for raw in slow.values():
+            stack.enter_context(raw)
         tick_until(lambda: len(server.channels) == 1 + len(slow), server)
         channels = [channel for channel in server.channels if channel.path != "/director"]
-        sizes = random.Random(3)
+        dice = random.Random(3)
         for _ in range(4):
-            sent: list[str] = []
+            sent: dict[str, list[str]] = {channel.path: [] for channel in server.channels}
 
-            def scene(sent: list[str] = sent) -> None:
-                for _ in range(16):
-                    sent.append(f"{len(sent)} " + "x" * sizes.randrange(1900))
-                    server.broadcast(sent[-1])
+            def scene(sent: dict[str, list[str]] = sent) -> None:
+                for number in range(16):
+                    text = f"{number} " + "x" * dice.randrange(1900)
+                    excluded = dice.choice([None, None, *channels])
+                    server.broadcast(text, excluded)
+                    for path, theirs in sent.items():
+                        if excluded is None or path != excluded.path:
+                            theirs.append(text)
 
             while not all(channel.buffered_amount for channel in channels):
                 server.play(scene, director)
-                assert [director.read_message() for _ in range(16)] == sent[-16:]
-            readers = [Background(lambda raw=raw, sent=sent: [raw.read_message() for _ in sent]) for raw in slow]  # type: ignore[misc]
-            for reader in readers:
-                assert reader.result(server) == sent
+                assert [director.read_message() for _ in range(16)] == sent["/director"][-16:]
+            readers = {
+                path: Background(lambda raw=raw, theirs=sent[path]: [raw.read_message() for _ in theirs])  # type: ignore[misc]
+                for path, raw in slow.items()
+            }
+            for path, reader in readers.items():
+                assert reader.result(server) == sent[path], path
             wait_until(lambda: not any(channel.buffered_amount for channel in channels))
 
 

@@ -12,13 +12,19 @@ use crate::runtime::IoThread;
 use crate::wire;
 use crate::wire::deflate::{CompressParams, compress_shared, worth_compressing};
 use bytes::Bytes;
+use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::AsyncWrite;
 
 /// Up to this size all frames of a round are joined: then copying them once costs less than a thousand vectors of slices.
 const JOINED: usize = 64 << 10;
 /// Beyond it they are while each of them is small: the same as `outbuf` copies.
 const SMALL: usize = 2 << 10;
+/// Messages of a round that are not for a connection, up to which it still gets the others in one write.
+const GAPS: usize = 15;
 /// Connections taken from the register under one lock; few enough to be in the cache still when they are written to.
 const AT_A_TIME: usize = 32;
 
@@ -57,15 +63,63 @@ struct Variant {
     /// Of the first messages, as many as somebody needed.
     frames: Vec<Bytes>,
     /// All of them in a row, once somebody asked; none where they are better left alone.
-    joined: Option<Option<Bytes>>,
+    joined: Option<Option<Joined>>,
+}
+
+struct Joined {
+    bytes: Bytes,
+    /// Where each frame ends.
+    ends: Vec<usize>,
+}
+
+/// What one connection gets of a round, ready to be written.
+pub(crate) struct Share<'a> {
+    joined: &'a Joined,
+    frames: &'a [Bytes],
+    /// The messages that are not for it, in order.
+    gaps: &'a [(u32, usize)],
+}
+
+impl Share<'_> {
+    /// Its length.
+    pub(crate) fn len(&self) -> usize {
+        let gaps: usize = self.gaps.iter().map(|&(_, index)| self.frames[index].len()).sum();
+        self.joined.bytes.len() - gaps
+    }
+
+    /// Writes as much as the socket takes in one call.
+    pub(crate) fn write(&self, stream: Pin<&mut impl AsyncWrite>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Joined { bytes, ends } = self.joined;
+        if self.gaps.is_empty() {
+            return stream.poll_write(cx, bytes);
+        }
+        let mut slices = [IoSlice::new(&[]); GAPS + 1];
+        let (mut used, mut start) = (0, 0);
+        let gaps = self.gaps.iter().map(|&(_, index)| (ends[index] - self.frames[index].len(), ends[index]));
+        for (end, next) in gaps.chain([(bytes.len(), 0)]) {
+            if start < end {
+                slices[used] = IoSlice::new(&bytes[start..end]);
+                used += 1;
+            }
+            start = next;
+        }
+        stream.poll_write_vectored(cx, &slices[..used])
+    }
+
+    /// The frames that it consists of.
+    pub(crate) fn frames(&self) -> impl Iterator<Item = &Bytes> {
+        let mut gaps = self.gaps.iter().map(|&(_, index)| index).peekable();
+        let frames = self.frames.iter().enumerate();
+        frames.filter(move |&(index, _)| gaps.next_if_eq(&index).is_none()).map(|(_, frame)| frame)
+    }
 }
 
 /// What one endpoint's connections hear in this round.
 pub(crate) struct Room {
     endpoint: Arc<Endpoint>,
     messages: Vec<Broadcast>,
-    /// Channels that do not get all of it.
-    excluded: Vec<u32>,
+    /// Channels that do not get all of it, and which message not; sorted once the round is over.
+    excluded: Vec<(u32, usize)>,
     /// Length of all frames, uncompressed.
     len: usize,
     /// Few: browsers agree on one set of parameters.
@@ -81,11 +135,6 @@ impl Room {
     /// Length of all frames, uncompressed.
     pub(crate) fn len(&self) -> usize {
         self.len
-    }
-
-    /// Whether a channel gets all messages.
-    pub(crate) fn is_for(&self, channel: u32) -> bool {
-        self.excluded.is_empty() || !self.excluded.contains(&channel)
     }
 
     /// A message, unless this channel does not get it.
@@ -111,19 +160,30 @@ impl Room {
         frames
     }
 
-    /// All frames in a row, where one write of them is to be had. The round is over: there will be no more.
-    pub(crate) fn joined(&mut self, params: Option<CompressParams>) -> Option<&Bytes> {
+    /// What a channel whose peer agreed on `params` gets, where one write of it is to be had. The round is over.
+    pub(crate) fn share(&mut self, params: Option<CompressParams>, channel: u32) -> Option<Share<'_>> {
         let at = self.variant(params);
         if self.variants[at].joined.is_none() {
-            let joined = match self.frames(params, self.messages.len() - 1) {
+            let frames = self.frames(params, self.messages.len() - 1);
+            let len = frames.iter().map(Bytes::len).sum::<usize>();
+            let bytes = match frames {
                 [frame] => Some(frame.clone()),
-                frames if frames.iter().all(|frame| frame.len() <= SMALL) => Some(frames.concat().into()),
-                frames if frames.iter().map(Bytes::len).sum::<usize>() <= JOINED => Some(frames.concat().into()),
+                _ if len <= JOINED || frames.iter().all(|frame| frame.len() <= SMALL) => Some(frames.concat().into()),
                 _ => None,
             };
-            self.variants[at].joined = Some(joined);
+            let end = |end: &mut usize, frame: &Bytes| {
+                *end += frame.len();
+                Some(*end)
+            };
+            let ends = frames.iter().scan(0, end).collect();
+            self.variants[at].joined = Some(bytes.map(|bytes| Joined { bytes, ends }));
         }
-        self.variants[at].joined.as_ref()?.as_ref()
+        let begin = self.excluded.partition_point(|&(other, _)| other < channel);
+        let gaps = &self.excluded[begin..];
+        let gaps = &gaps[..gaps.partition_point(|&(other, _)| other == channel)];
+        let Variant { joined, frames, .. } = &self.variants[at];
+        let joined = joined.as_ref()?.as_ref().filter(|_| gaps.len() <= GAPS)?;
+        Some(Share { joined, frames, gaps })
     }
 }
 
@@ -144,7 +204,7 @@ impl Round {
         });
         let room = &mut self.rooms[index];
         room.len += message.plain.len();
-        room.excluded.extend(message.exclude);
+        room.excluded.extend(message.exclude.map(|channel| (channel, room.messages.len())));
         room.messages.push(message);
     }
 
@@ -159,6 +219,7 @@ impl Round {
     pub(crate) fn finish(&mut self, io: &IoThread) {
         let mut some = Vec::new();
         for mut room in self.rooms.drain(..) {
+            room.excluded.sort_unstable();
             let mut next = Some(0);
             while let Some(from) = next {
                 // Not one by one under the lock: the ticking thread, which takes it too, must not wait for a write.

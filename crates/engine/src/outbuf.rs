@@ -85,7 +85,12 @@ impl OutBuf {
     }
 
     /// What a write of `frames` in a row left, of which the first `written` bytes have gone; into an empty buffer.
-    pub(crate) fn push_rest(&mut self, frames: &[Bytes], mut written: usize, droppable: bool) {
+    pub(crate) fn push_rest<'a>(
+        &mut self,
+        frames: impl IntoIterator<Item = &'a Bytes>,
+        mut written: usize,
+        droppable: bool,
+    ) {
         for frame in frames {
             if written >= frame.len() {
                 written -= frame.len();

@@ -124,7 +124,7 @@ impl Connection {
     fn write_broadcasts(self: &Arc<Self>, inner: &mut Inner, room: &mut Room) -> bool {
         let free = Self::hears(inner) && !inner.fragmented && !inner.blocked && inner.out.is_empty();
         let own_context = self.compress.is_some_and(|params| params.context_takeover);
-        if !free || own_context || !room.is_for(self.channel()) {
+        if !free || own_context {
             return false;
         }
         // Where they do not all fit, it goes by each of them.
@@ -135,18 +135,20 @@ impl Connection {
         let (Some(Transport::Tcp(stream)), true) = (&mut inner.stream, fits) else {
             return false;
         };
-        let Some(joined) = room.joined(self.compress) else { return false };
-        let len = joined.len();
+        let Some(share) = room.share(self.compress, self.channel()) else { return false };
+        let len = share.len();
+        if len == 0 {
+            return true;
+        }
         inner.life.talked = true;
-        let written = match Pin::new(stream).poll_write(&mut Context::from_waker(&waker_ref(self)), joined) {
+        let written = match share.write(Pin::new(stream), &mut Context::from_waker(&waker_ref(self))) {
             Poll::Ready(Ok(written)) => written,
             // Then the write is tried again from the out-buffer, which knows what each error means.
             Poll::Ready(Err(_)) | Poll::Pending => 0,
         };
         if written < len {
             self.add_buffered(len - written);
-            let frames = room.frames(self.compress, room.count() - 1);
-            inner.out.push_rest(frames, written, self.keeps_frames_apart());
+            inner.out.push_rest(share.frames(), written, self.keeps_frames_apart());
             self.flush(inner);
         } else if self.refused.load(Ordering::SeqCst) {
             // Something was refused in the meantime: the program is told that there is room again.
