@@ -9,6 +9,7 @@ import logging
 import select
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 from websockets.sync.client import connect
@@ -194,6 +195,24 @@ def test_an_unsolicited_pong_beside_the_answer_does_not_hide_it() -> None:
                 frame = read_ping(raw)
                 # In one write, so that both come in one read.
                 raw.send_bytes(build_frame(PONG, frame.payload) + build_frame(PONG, b"heartbeat"))
+
+
+def test_each_of_many_is_pinged_again_and_again() -> None:
+    # More than are looked at in one step, and more than have their turn before the pump has its.
+    with EchoServer() as server, ExitStack() as opened:
+        server.start(0, ping_interval=OFTEN, ping_timeout=LIMIT)
+        clients = [opened.enter_context(RawClient(port_of(server))) for _ in range(350)]
+        for _ in range(2):
+            for raw in clients:
+                raw.send_frame(PONG, read_ping(raw).payload)
+        for number, raw in enumerate(clients):
+            raw.send_text(str(number))
+        tick_until(lambda: server.record.count("message") == len(clients), server)
+        for number, raw in enumerate(clients):
+            while (frame := raw.read_frame()).opcode == PING:
+                raw.send_frame(PONG, frame.payload)
+            assert frame.payload == str(number).encode()
+        server.stop(0)
 
 
 def test_ping_interval_none_sends_none() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -670,6 +671,11 @@ def test_a_channel_is_equal_to_itself_alone_and_can_be_a_key_and_weakly_referred
 def test_a_channel_cannot_be_made_by_a_program() -> None:
     with pytest.raises(TypeError):
         WebSocketChannel()
+
+
+def test_a_channel_object_is_small() -> None:
+    # One for each connection, as docs/memory.md counts it; its native side is measured by a test of its own.
+    assert WebSocketChannel.__basicsize__ <= 8 * struct.calcsize("P")
 
 
 def test_is_open_and_close_code_follow_the_life_of_a_channel(server: RecordingServer) -> None:

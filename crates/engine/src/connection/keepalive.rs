@@ -36,11 +36,11 @@ pub(crate) async fn sweep(endpoint: Weak<Endpoint>, thread: usize) {
     let Some(pause) = endpoint.upgrade().and_then(|endpoint| pause(&endpoint)) else { return };
     let mut last = Instant::now();
     let mut stalled = Duration::ZERO;
+    let mut stall = false;
     let mut ticks = 0;
     let mut steps_taken = 1;
     // Where in the register the next step begins.
     let mut place = 0;
-    let mut due = Vec::new();
     loop {
         tokio::time::sleep(pause / steps_taken).await;
         let Some(endpoint) = endpoint.upgrade() else { return };
@@ -50,17 +50,20 @@ pub(crate) async fn sweep(endpoint: Weak<Endpoint>, thread: usize) {
         let alive = endpoint.ticks() != ticks || endpoint.inbox.is_waited_for();
         ticks = endpoint.ticks();
         stalled = if alive { Duration::ZERO } else { stalled + elapsed };
-        let stall = endpoint.settings.app_stall_timeout.is_some_and(|limit| stalled > limit);
+        let stall_began = !stall;
+        stall = endpoint.settings.app_stall_timeout.is_some_and(|limit| stalled > limit);
         let connections = endpoint.channels_on(thread);
         steps_taken = steps(connections, pause);
-        if stall {
-            place = endpoint.next_on(thread, 0, usize::MAX, &mut due);
+        let mut due = Vec::new();
+        place = if stall && stall_began {
+            // All at once, and one line in the log. Those that open later have their turn like everybody.
+            endpoint.next_on(thread, 0, usize::MAX, &mut due)
         } else {
-            place = endpoint.next_on(thread, place, connections.div_ceil(steps_taken as usize), &mut due);
-        }
+            endpoint.next_on(thread, place, connections.div_ceil(steps_taken as usize), &mut due)
+        };
         let age = endpoint.age();
         let mut closed = 0;
-        for conn in due.drain(..) {
+        for conn in due {
             closed += usize::from(conn.sweep(age, stall) && stall);
         }
         if closed > 0 {

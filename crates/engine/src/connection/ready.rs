@@ -5,14 +5,14 @@
 
 use super::Connection;
 use crate::runtime::IoThread;
-use futures_util::task::{ArcWake, waker_ref};
+use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Context;
-use tokio::sync::Notify;
+use std::task::{Context, Poll};
 use tokio::task::{unconstrained, yield_now};
 
 /// Connections served before the pump and the other tasks get their turn: as many tasks as tokio runs in a row.
@@ -26,7 +26,8 @@ pub(crate) struct Ready {
     /// Guards the queue for one push or a swap. Pushed to by the I/O thread itself, as far as we know: wakers may be
     /// used anywhere.
     queue: Mutex<VecDeque<Arc<Connection>>>,
-    notify: Notify,
+    /// The task, while it waits: told when the queue is no longer empty.
+    task: AtomicWaker,
 }
 
 impl Ready {
@@ -37,8 +38,17 @@ impl Ready {
             queue.len() == 1
         };
         if first {
-            self.notify.notify_one();
+            self.task.wake();
         }
+    }
+
+    async fn filled(&self) {
+        poll_fn(|cx| {
+            // Registered before the look, so that a push in between is not missed.
+            self.task.register(cx.waker());
+            if self.queue.lock().is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 }
 
@@ -60,7 +70,7 @@ pub(crate) fn serve(io: Arc<IoThread>) -> impl Future<Output = ()> {
 async fn run(io: Arc<IoThread>) {
     let mut turn = VecDeque::new();
     loop {
-        io.ready.notify.notified().await;
+        io.ready.filled().await;
         loop {
             if turn.is_empty() {
                 std::mem::swap(&mut *io.ready.queue.lock(), &mut turn);
