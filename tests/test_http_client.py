@@ -199,6 +199,12 @@ def test_names_of_files_cannot_bring_headers_along() -> None:
     assert b'name="f%22%0D%0AX-Evil: 1"; filename="n%22%0D%0AX-Evil: 2"' in bodies[0]
 
 
+@pytest.mark.parametrize(("name", "filename"), [("f", "a\x1bb"), ("f\0", "a"), ("f", "a\x7f")])
+def test_a_filename_with_control_characters_is_refused(name: str, filename: str) -> None:
+    with pytest.raises(ValueError, match=r"files: the (file)?name .* has control characters"):
+        pyhv.post("http://127.0.0.1:1/", files={name: (filename, b"content")})
+
+
 def test_a_large_file_is_streamed(web: Site, tmp_path: Path) -> None:
     path = tmp_path / "large"
     with path.open("wb") as file:

@@ -275,6 +275,11 @@ def _file(name: str, file: File) -> tuple[str, str | None, str | None, bytes | s
     if filename is None:
         # Without a file name it would be a field, and no file.
         filename = name
+    for what, text in (("name", name), ("filename", filename)):
+        # A quote and the ends of lines are escaped (WHATWG HTML, multipart/form-data); for the others there is no way,
+        # and servers refuse the whole form.
+        if any((ord(c) < 0x20 and c not in "\r\n") or ord(c) == 0x7F for c in text):
+            raise ValueError(f"files: the {what} {text!r} has control characters")
     if content_type is None:
         content_type = mimetypes.guess_type(filename)[0] or "application/octet-stream"
     return name, filename, content_type, content
