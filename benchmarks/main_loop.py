@@ -24,7 +24,7 @@ import report
 from harness.cases import BENCHMARKS, TOOLS, Peer
 from harness.machine import allowed_files
 from harness.measure import GENERATOR_GRACE, Cores, Window, choose_cores, wait_for_quiet
-from harness.memory import REQUEST, settled
+from harness.memory import REQUEST, WARM_CONNECTIONS, settled
 from harness.process import Helper, HelperError, cpu_seconds, free_port
 from harness.summary import usable
 
@@ -41,6 +41,8 @@ CASES = (IDLE, ECHO, BROADCAST, CROWD)
 LEFT_OUT = {CROWD: ("picows-pumped", "websockets-thread")}
 #: Connections from one address of the client side: fewer than the ports that Linux has for them by default.
 PER_ADDRESS = 20_000
+#: Of Linux's <linux/in.h>; Python has the name from 3.12 on.
+IP_BIND_ADDRESS_NO_PORT = 24
 #: Descriptors that a process needs besides those of the crowd.
 SPARE_FILES = 200
 #: The generator outlasts the server's measurement: warm-up, settling, and a second to spare.
@@ -96,9 +98,12 @@ def options_from(arguments: list[str]) -> Options:
 def idle_connections(port: int, count: int, opened: ExitStack) -> None:
     """Opens WebSockets that stay silent, from several addresses: one has not ports enough."""
     for number in range(count):
-        source = f"127.0.0.{2 + number // PER_ADDRESS}"
-        connection = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(source, 0))
-        opened.enter_context(connection)
+        connection = opened.enter_context(socket.socket())
+        connection.settimeout(20)
+        # The port is chosen when connecting: those of a run before, in TIME_WAIT, were to another port of a server.
+        connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        connection.bind((f"127.0.0.{2 + number // PER_ADDRESS}", 0))
+        connection.connect(("127.0.0.1", port))
         connection.sendall(REQUEST)
         if not connection.recv(4096).startswith(b"HTTP/1.1 101 "):
             raise HelperError(f"connection {number}: handshake refused")
@@ -118,6 +123,8 @@ def measure(peer: Peer, case: str, options: Options, cores: Cores) -> Row:
         server = stack.enter_context(Helper(command, cores.server, stdout=subprocess.PIPE))
         server.wait_for_port(port)
         if case == CROWD:
+            # What a server allocates once is not counted.
+            idle_connections(port, WARM_CONNECTIONS, stack)
             before = settled(server)
             idle_connections(port, options.crowd, stack)
             row["idle_bytes"] = round((settled(server) - before) / options.crowd)
