@@ -77,9 +77,10 @@ def test_the_reference_has_every_public_name_once(entries: dict[str, list[Any]])
 
 
 def test_every_entry_says_something(entries: dict[str, list[Any]]) -> None:
-    opcodes = {name for name in entries if name.startswith("pyhv.WsOpcode.")}
+    # The fields of a dataclass are the parameters that its own text describes.
+    told_above = {name for name in entries if name.startswith(("pyhv.WsOpcode.", "pyhv.Reconnect."))}
     silent = [name for name, (entry,) in entries.items() if not entry.find("dd").get_text(strip=True)]
-    assert set(silent) <= opcodes
+    assert set(silent) <= told_above
 
 
 @pytest.mark.parametrize(
