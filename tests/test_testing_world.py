@@ -1065,9 +1065,9 @@ def test_the_plugin_is_there_when_asked_for(tmp_path: Path) -> None:
 def test_the_tests_on_the_page_pass(tmp_path: Path) -> None:
     """Behind the page's programs, whose classes they are about."""
     page = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding="utf-8")
-    found = re.findall(r"^```(python run|python)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(python run|python compiled)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     programs = [text for kind, text in found if kind == "python run"]
-    conftest, tests = [text for kind, text in found if kind == "python"]
+    conftest, tests = [text for kind, text in found if kind == "python compiled"]
     (tmp_path / "conftest.py").write_text(conftest, encoding="utf-8")
     (tmp_path / "test_page.py").write_text("\n".join([*programs, tests]), encoding="utf-8")
     done = run_pytest(tmp_path)
