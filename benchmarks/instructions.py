@@ -38,6 +38,10 @@ LIMIT = 300
 #: is for changes elsewhere in the extension, which move what the compiler inlines.
 MARGINS = {"codec": 0.03, "tick": 0.05}
 
+#: Rows that differ by more, with nothing changed. A broadcast's frame is freed by the I/O thread while the next ones are made:
+#: which of malloc's lists it comes back from depends on who was faster.
+UNSTEADY = {"broadcast of 200 B to 10 channels": 0.2}
+
 #: By how much it may be more where the tools are of other versions: enough for them, and not for a lost fast path.
 LOOSE_MARGIN = 0.5
 
@@ -187,7 +191,7 @@ def margins(group: str, recorded: Mapping[str, str], now: Mapping[str, str]) -> 
 
 def complaint(row: str, recorded: float, counted: float, allowed: tuple[float, float]) -> str | None:
     """What is wrong with a count, if anything is."""
-    less, more = allowed
+    less, more = (max(margin, UNSTEADY.get(row, 0.0)) for margin in allowed)
     change = counted / recorded - 1
     numbers = f"{row}: {counted:.1f} instructions, recorded are {recorded:.1f} ({change:+.1%}"
     if change > more:

@@ -8,6 +8,7 @@ some toolkits cannot be had twice in a process, and one of the scenarios ends it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -166,13 +167,14 @@ def detaches_inside_a_callback(toolkit: Toolkit) -> Scenario:
         yield lambda: client.tick() or opened()
         client.fileno()
         yield many_looks()  # the loop makes what it needs of its own
-        before, threads = eventfds(), threading.active_count()
+        threads = threading.active_count()
+        assert descriptors_of(client) == 1
         attachment = toolkit.attach(client)
-        assert eventfds() == before + 1
+        assert descriptors_of(client) == 2
         client.send("one")
         yield lambda: client.received
         assert not attachment.is_attached
-        assert eventfds() == before
+        assert descriptors_of(client) == 1
         client.send("two")
         yield lambda: len(server.record.values("message")) == 2
         yield many_looks()
@@ -184,13 +186,20 @@ def detaches_inside_a_callback(toolkit: Toolkit) -> Scenario:
         server.stop(0)
 
 
-def eventfds() -> int:
-    """How many descriptors of pyHV's kind this process has; Linux."""
-    return sum(os.readlink(f"/proc/self/fd/{name}").endswith("[eventfd]") for name in names_of_descriptors())
+def descriptors_of(client: pyhv.HvWebSocketClient) -> int:
+    """How many descriptors there are for what `client.fileno()` is one for; Linux."""
+    return list(eventfds()).count(eventfd(client.fileno()))
 
 
-def names_of_descriptors() -> list[str]:
-    return [name for name in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{name}")]
+def eventfd(number: int) -> str | None:
+    """What Linux calls the eventfd behind a descriptor: None for one that is none, or is gone."""
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/self/fdinfo/{number}") as info:
+        return next((line for line in info if line.startswith("eventfd-id:")), None)
+    return None
+
+
+def eventfds() -> Iterator[str | None]:
+    return (eventfd(int(name)) for name in os.listdir("/proc/self/fd"))
 
 
 def leaves_errors_to_on_error(toolkit: Toolkit) -> Scenario:

@@ -137,6 +137,14 @@ class TestComplaint:
             "make instructions"
         )
 
+    def test_an_unsteady_row_has_a_margin_of_its_own(self) -> None:
+        for row, margin in instructions.UNSTEADY.items():
+            assert row in RECORDED["tick"]
+            for sign in (1, -1):
+                within, beyond = 100 * (1 + sign * (margin - 0.01)), 100 * (1 + sign * (margin + 0.01))
+                assert instructions.complaint(row, 100.0, within, (0.03, 0.03)) is None
+                assert instructions.complaint(row, 100.0, beyond, (0.03, 0.03)) is not None
+
     def test_a_gain_is_to_be_recorded(self) -> None:
         assert instructions.complaint("a row", 100.0, 80.0, (0.03, 0.03)) == (
             "a row: 80.0 instructions, recorded are 100.0 (-20.0%, at most -3%). A gain: record it, so that it stays: "
