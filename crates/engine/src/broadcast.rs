@@ -7,6 +7,7 @@
 //! write straight from there, without a queue of its own.
 
 use crate::connection::Connection;
+use crate::courtesy::Courtesy;
 use crate::endpoint::Endpoint;
 use crate::runtime::IoThread;
 use crate::wire;
@@ -217,7 +218,7 @@ impl Round {
 
     /// The end of the round: everybody hears what is left, and has it written.
     pub(crate) fn finish(&mut self, io: &IoThread) {
-        let mut some = Vec::new();
+        let (mut some, mut courtesy) = (Vec::new(), Courtesy::default());
         for mut room in self.rooms.drain(..) {
             room.excluded.sort_unstable();
             let mut next = Some(0);
@@ -228,6 +229,7 @@ impl Round {
                     // A bug that panics for one connection must not cost the others theirs.
                     let _ = catch_unwind(AssertUnwindSafe(|| conn.hear_and_write(&mut room)))
                         .inspect_err(|panic| conn.fault(panic.as_ref()));
+                    courtesy.served();
                 }
             }
         }

@@ -9,6 +9,7 @@
 
 use crate::broadcast::{Broadcast, Round};
 use crate::connection::{CloseKind, Connection};
+use crate::courtesy::Courtesy;
 use crate::endpoint::Endpoint;
 use crate::inbox::Event;
 use crate::outbuf::OutBuf;
@@ -273,9 +274,11 @@ impl Pump {
         log.arena.clear();
         log.arena.shrink_to(KEEP);
         log.commands.shrink_to(KEEP / size_of::<Command>());
+        let mut courtesy = Courtesy::default();
         for conn in touched.drain(..) {
             let _ = catch_unwind(AssertUnwindSafe(|| Connection::flush_touched(&conn)))
                 .inspect_err(|panic| conn.fault(panic.as_ref()));
+            courtesy.served();
         }
         WAKES.with(|w| {
             for endpoint in w.borrow_mut().drain(..) {

@@ -24,6 +24,7 @@ pub mod body;
 mod broadcast;
 pub mod client;
 pub mod connection;
+mod courtesy;
 pub mod down;
 pub mod driver;
 pub mod endpoint;

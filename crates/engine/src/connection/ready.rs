@@ -4,6 +4,7 @@
 //! multiple of 128, which costs an allocator as much again in holes: a quarter of what an idle connection takes.
 
 use super::Connection;
+use crate::courtesy::Courtesy;
 use crate::runtime::IoThread;
 use futures_util::task::{ArcWake, AtomicWaker, waker_ref};
 use parking_lot::Mutex;
@@ -71,6 +72,7 @@ async fn run(io: Arc<IoThread>) {
     let mut turn = VecDeque::new();
     loop {
         io.ready.filled().await;
+        let mut courtesy = Courtesy::default();
         loop {
             if turn.is_empty() {
                 std::mem::swap(&mut *io.ready.queue.lock(), &mut turn);
@@ -80,6 +82,7 @@ async fn run(io: Arc<IoThread>) {
                 let waker = waker_ref(&conn);
                 let mut cx = Context::from_waker(&waker);
                 catch_unwind(AssertUnwindSafe(|| conn.turn(&mut cx))).unwrap_or_else(|panic| conn.fault(&*panic));
+                courtesy.served();
             }
             if turn.is_empty() && io.ready.queue.lock().is_empty() {
                 turn.shrink_to(KEEP);
