@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import report
-from harness.cases import BENCHMARKS, TOOLS, Peer
+from harness.cases import BENCHMARKS, LIMIT, TOOLS, Peer
 from harness.machine import allowed_files
 from harness.measure import GENERATOR_GRACE, Cores, Window, choose_cores, wait_for_quiet
 from harness.memory import REQUEST, WARM_CONNECTIONS, settled
@@ -29,6 +29,8 @@ from harness.process import Helper, HelperError, cpu_seconds, free_port
 from harness.summary import usable
 
 PEERS = (
+    # The same frames without Python, and the sockets pumped with nothing but the system calls: what the kernel takes.
+    Peer(LIMIT, "", ()),
     Peer("pyhv", "frames_pyhv.py", ("pyhv",)),
     Peer("picows-thread", "frames_picows.py", ("picows", "uvloop"), ("thread",)),
     Peer("picows-pumped", "frames_picows.py", ("picows", "uvloop"), ("pumped",)),
@@ -37,8 +39,9 @@ PEERS = (
 IDLE, ECHO, BROADCAST, CROWD = "idle", "echo", "broadcast", "crowd"
 CASES = (IDLE, ECHO, BROADCAST, CROWD)
 #: Who does not take part. In a closed loop of over a thousand clients, one pass of libuv's loop does not end: it
-#: answers, and is sent the next messages meanwhile. websockets takes too long to accept the crowd.
-LEFT_OUT = {CROWD: ("picows-pumped", "websockets-thread")}
+#: answers, and is sent the next messages meanwhile. websockets takes too long to accept the crowd. The limit keeps
+#: nothing for an idle connection.
+LEFT_OUT = {CROWD: (LIMIT, "picows-pumped", "websockets-thread")}
 #: Connections from one address of the client side: fewer than the ports that Linux has for them by default.
 PER_ADDRESS = 20_000
 #: Of Linux's <linux/in.h>; Python has the name from 3.12 on.
@@ -109,14 +112,27 @@ def idle_connections(port: int, count: int, opened: ExitStack) -> None:
             raise HelperError(f"connection {number}: handshake refused")
 
 
+def command_of(peer: Peer, port: int, case: str, clients: int, seconds: float) -> list[str]:
+    """The command line that runs the frames of a peer."""
+    if peer.name == LIMIT:
+        mode = "listen" if case == BROADCAST else "echo"
+        return [str(TOOLS / "wsframes"), *words_of(port=port, mode=mode, clients=clients, seconds=seconds)]
+    mode = BROADCAST if case == BROADCAST else ECHO
+    script = str(BENCHMARKS / "peers" / peer.script)
+    return [sys.executable, script, str(port), mode, str(clients), str(seconds), *peer.arguments]
+
+
+def words_of(**flags: object) -> list[str]:
+    """Flags as the tools take them."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
 def measure(peer: Peer, case: str, options: Options, cores: Cores) -> Row:
     """One peer in one case: its figures."""
     port = free_port()
     active = {IDLE: 0, CROWD: options.active}.get(case, options.clients)
     total = active + (options.crowd if case == CROWD else 0)
-    mode = BROADCAST if case == BROADCAST else ECHO
-    script = str(BENCHMARKS / "peers" / peer.script)
-    command = [sys.executable, script, str(port), mode, str(total), str(options.seconds), *peer.arguments]
+    command = command_of(peer, port, case, total, options.seconds)
     row: Row = {}
     patience = options.seconds + LONGER + GENERATOR_GRACE
     with ExitStack() as stack:
@@ -132,14 +148,8 @@ def measure(peer: Peer, case: str, options: Options, cores: Cores) -> Row:
         if not active:
             return row | figures(server, patience) | window.shares(0.0)
         size = 200 if case == BROADCAST else 64
-        flags = {
-            "port": port,
-            "mode": "listen" if case == BROADCAST else "echo",
-            "connections": active,
-            "size": size,
-            "seconds": options.seconds + LONGER,
-        }
-        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        mode = "listen" if case == BROADCAST else "echo"
+        words = words_of(port=port, mode=mode, connections=active, size=size, seconds=options.seconds + LONGER)
         load = [str(TOOLS / "wsload"), *words]
         generator = stack.enter_context(Helper(load, cores.generator, stdout=subprocess.PIPE))
         try:

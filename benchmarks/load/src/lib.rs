@@ -1,12 +1,13 @@
 //! What the benchmark tools share: command line flags, the sample handshake of RFC 6455, frame headers, answers to HTTP
-//! requests, a latency histogram and the course of a run. `wsload` and `httpload` generate the load, `wslimit` is the limit
-//! that servers are compared with.
+//! requests, a latency histogram and the course of a run. `wsload` and `httpload` generate the load, `wslimit` and
+//! `wsframes` are the limits that servers are compared with.
 
 pub mod args;
 pub mod frame;
 pub mod handshake;
 pub mod histogram;
 pub mod http;
+pub mod limit;
 pub mod pacing;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
