@@ -38,8 +38,8 @@ LIMIT = 300
 #: is for changes elsewhere in the extension, which move what the compiler inlines.
 MARGINS = {"codec": 0.03, "tick": 0.05}
 
-#: Rows that differ by more, with nothing changed. A broadcast's frame is freed by the I/O thread while the next ones are
-#: made: which of malloc's lists it comes back from depends on who was faster.
+#: Rows that differ by more, with nothing changed. The I/O thread frees a broadcast's frame while others are made:
+#: which of malloc's lists they come from depends on who was faster.
 UNSTEADY = {"broadcast of 200 B to 10 channels": 0.2}
 
 #: By how much it may be more where the tools are of other versions: enough for them, and not for a lost fast path.
