@@ -162,7 +162,9 @@ def test_curl_and_head_and_post(server: RecordingServer) -> None:
 # Who may ask
 
 
-def refused(server: HvWebServer, why: str, headers: list[tuple[str, str]] | None = None, path: str = "/metrics") -> None:
+def refused(
+    server: HvWebServer, why: str, headers: list[tuple[str, str]] | None = None, path: str = "/metrics"
+) -> None:
     before = server.refusals.get("enable_metrics", 0)
     answer = http(port_of(server), "GET", path, headers=headers or [])
     assert (answer.status, answer.headers["content-type"]) == (403, "text/plain; charset=utf-8")
@@ -188,7 +190,9 @@ def test_behind_a_trusted_proxy_the_client_counts(serve: Callable[..., ServerThr
     for header in ("X-Forwarded-For", "Forwarded"):
         value = "for={}" if header == "Forwarded" else "{}"
         refused(server, "192.0.2.1 is not in allow=", [(header, value.format("192.0.2.1"))])
-        refused(server, "6.6.6.6 is not in allow=", [(header, f"{value.format('10.1.2.3')}, {value.format('6.6.6.6')}")])
+        refused(
+            server, "6.6.6.6 is not in allow=", [(header, f"{value.format('10.1.2.3')}, {value.format('6.6.6.6')}")]
+        )
         answer = http(port_of(server), "GET", "/metrics", headers=[(header, value.format("10.1.2.3"))])
         assert answer.status == 200
     # The proxy itself, that is: somebody on this machine.

@@ -44,10 +44,12 @@ def settled(server: HvWebServer, **expected: Any) -> ServerStats:
         return stats if all(getattr(stats, name) == value for name, value in expected.items()) else None
 
     try:
-        return tick_until(look, server)
+        found = tick_until(look, server)
     except AssertionError:
-        found = {name: getattr(server.stats(), name) for name in expected}
-        raise AssertionError(f"{found}, expected {expected}") from None
+        seen = {name: getattr(server.stats(), name) for name in expected}
+        raise AssertionError(f"{seen}, expected {expected}") from None
+    assert found is not None
+    return found
 
 
 # Messages
@@ -350,7 +352,11 @@ def test_a_callback_that_hangs_and_a_program_that_does_not_tick(server: Recordin
         wait_until(lambda: server.stats().stall_age > 0.05)
         assert server.stats().tick_running == 0
         release = threading.Event()
-        server.on_ws_message = lambda channel, msg: release.wait(20)  # type: ignore[method-assign]
+
+        def hang(channel: WebSocketChannel, msg: str | bytes) -> None:
+            release.wait(20)
+
+        server.on_ws_message = hang  # type: ignore[method-assign]
         client.send_text("x")
         wait_until(lambda: server.stats().events_pending == 1)
         ticking = Background(lambda: server.tick())

@@ -63,7 +63,7 @@ class _Stats:
         return cls(**{f.name: values[f.name] for f in fields(cls)})
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields by name, as a new dict that `json.dumps` takes; `tick_seconds` becomes one with its three fields."""
+        """All fields by name, as a new dict for `json.dumps`; `tick_seconds` becomes one with its three fields."""
         return asdict(self)
 
 
@@ -80,20 +80,21 @@ class ServerStats(_Stats):
     :param websockets: WebSockets that are open.
     :param connections_accepted: TCP connections in all.
     :param websockets_opened: WebSockets in all.
-    :param websockets_closed: those that have ended, in all, by `close_code` as a str: "1000" to "1015", and "3xxx", "4xxx"
-        and "other" for the codes that peers choose. Codes without any are left out.
+    :param websockets_closed: those that have ended, in all, by `close_code` as a str: "1000" to "1015", and "3xxx",
+        "4xxx" and "other" for the codes that peers choose. Codes without any are left out.
     :param http_requests: requests in all, handshakes of WebSockets included.
     :param http_requests_active: those that are not answered yet.
     :param http_requests_abandoned: those whose client left before the answer, in all.
     :param http_responses: answers in all, by the class of their status: "1xx" (a WebSocket that was accepted) to "5xx".
         What no request could be made of is in `refusals` alone.
     :param messages_received: whole WebSocket messages in all that were put into the queue for a tick.
-    :param messages_sent: whole WebSocket messages in all that were put into the send buffer of a connection: a broadcast to
-        ten counts ten times. What "drop_oldest" takes out of a buffer again counts here and in `messages_dropped`.
+    :param messages_sent: whole WebSocket messages in all that were put into the send buffer of a connection: a
+        broadcast to ten counts ten times. What "drop_oldest" takes out of a buffer again counts here and in
+        `messages_dropped`.
     :param message_bytes_received: bytes of content of the former, after decompression.
     :param message_bytes_sent: bytes of content of the latter, before compression.
-    :param messages_dropped: messages dropped in all by `slow_policy`, "drop_newest" or "drop_oldest". What "close" closed is
-        "max_buffered" in `refusals`.
+    :param messages_dropped: messages dropped in all by `slow_policy`, "drop_newest" or "drop_oldest". What "close"
+        closed is "max_buffered" in `refusals`.
     :param messages_skipped: messages in all that gave way to a newer one, by `latest`.
     :param websocket_bytes_read: bytes in all read from WebSockets, frames and all; of TLS what is in it.
     :param websocket_bytes_written: bytes in all written to them.
@@ -102,10 +103,10 @@ class ServerStats(_Stats):
     :param pings_sent: keep-alive pings in all.
     :param pings_answered: those that were answered, in all.
     :param pings_waiting: those that are not answered yet.
-    :param pings_unanswered: those whose connection ended without an answer, in all. Connections closed because of it are
-        "ping_timeout" in `refusals`.
-    :param refusals: how often each limit was reached and each kind of fault seen, in all, by name: `HvWebServer.refusals`.
-        "handler_timeout" is the handlers that did not answer in time.
+    :param pings_unanswered: those whose connection ended without an answer, in all. Connections closed because of it
+        are "ping_timeout" in `refusals`.
+    :param refusals: how often each limit was reached and each kind of fault seen, in all, by name:
+        `HvWebServer.refusals`. "handler_timeout" is the handlers that did not answer in time.
     :param events_pending: events that wait for a tick. Without the batch that a tick is running.
     :param events_pending_bytes: what they count of `max_pending_bytes`.
     :param websockets_paused: WebSockets that are not read for the time being because the program does not keep up.
@@ -117,10 +118,10 @@ class ServerStats(_Stats):
     :param ticks: calls of `tick()` in all.
     :param events_delivered: events that ticks have delivered in all.
     :param tick_seconds: how long ticks took that delivered something.
-    :param tick_running: seconds for which the tick that is delivering now has been doing so; 0: none is. A callback that
-        hangs shows here.
-    :param stall_age: seconds since the last tick began, to some milliseconds; 0 while the program waits inside one. What
-        `enable_healthz` calls tick_age.
+    :param tick_running: seconds for which the tick that is delivering now has been doing so; 0: none is. A callback
+        that hangs shows here.
+    :param stall_age: seconds since the last tick began, to some milliseconds; 0 while the program waits inside one.
+        What `enable_healthz` calls tick_age.
     """
 
     started: float = 0.0
@@ -241,12 +242,12 @@ class Inside(_native.Server):
 
         :param path: as for `route`.
         :param allow: addresses ("10.1.2.3") and networks ("10.0.0.0/8") of those who may ask; others get 403. It is the
-            address of `request.client_address` that counts, so what came through a proxy that is not in `trusted_proxies`
-            gets 403 too. Who asks from this machine has to ask for an address or for localhost, and pages of another origin
-            may not ask at all, whatever `allow_cors` says.
+            address of `request.client_address` that counts, so what came through a proxy that is not in
+            `trusted_proxies` gets 403 too. Who asks from this machine has to ask for an address or for localhost, and
+            pages of another origin may not ask at all, whatever `allow_cors` says.
 
-        Raises ValueError when the path has a route for GET already, and naming what is no address or network. Any thread,
-        before or after `start`.
+        Raises ValueError when the path has a route for GET already, and naming what is no address or network. Any
+        thread, before or after `start`.
         """
         self._show_inside("metrics", path, _networks(allow))
 

@@ -133,7 +133,9 @@ mod tests {
 
     #[test]
     fn names_that_cannot_be_taken() {
-        for own in ["127.0.0.1", "127.0.0.1:9090", "localhost", "LocalHost:1", "localhost.", "a.localhost:80", "[::1]:80"] {
+        for own in
+            ["127.0.0.1", "127.0.0.1:9090", "localhost", "LocalHost:1", "localhost.", "a.localhost:80", "[::1]:80"]
+        {
             assert!(is_own_name(own), "{own}");
         }
         for other in ["", ":80", "example.com", "127.0.0.1.example.com:80", "localhost.example.com", "xlocalhost"] {

@@ -69,10 +69,21 @@ impl Snapshot {
         let help = "HTTP requests whose client left before the answer.";
         text.one("pyhv_http_requests_abandoned_total", COUNTER, help, self.http_requests_abandoned);
         let responses = self.http_responses.iter().copied();
-        text.labelled("pyhv_http_responses_total", COUNTER, "HTTP answers, by class of their status.", "class", responses);
+        text.labelled(
+            "pyhv_http_responses_total",
+            COUNTER,
+            "HTTP answers, by class of their status.",
+            "class",
+            responses,
+        );
 
         text.one("pyhv_messages_received_total", COUNTER, "WebSocket messages received.", self.messages_received);
-        text.one("pyhv_messages_sent_total", COUNTER, "WebSocket messages sent, once for each peer.", self.messages_sent);
+        text.one(
+            "pyhv_messages_sent_total",
+            COUNTER,
+            "WebSocket messages sent, once for each peer.",
+            self.messages_sent,
+        );
         let help = "Content of the messages received, uncompressed.";
         text.one("pyhv_message_received_bytes_total", COUNTER, help, self.message_bytes_received);
         let help = "Content of the messages sent, uncompressed.";

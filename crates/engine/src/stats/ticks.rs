@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 /// Upper bounds of the buckets in microseconds: 0.1 ms to 10 s.
 const BOUNDS: [u64; 16] = [
-    100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000,
-    10_000_000,
+    100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000,
+    5_000_000, 10_000_000,
 ];
 
 /// Written by the thread that ticks: the right to tick passes from thread to thread with acquire and release.
@@ -97,7 +97,7 @@ mod tests {
     fn a_bound_belongs_to_its_bucket_and_counts_add_up() {
         let ticks = Ticks::default();
         let times = [0, 99_999, 100_000, 100_001, 1_000_000, 9_999_999_999, 10_000_000_000, 10_000_000_001];
-        times.map(|nanos| ticks.record(Duration::from_nanos(nanos)));
+        times.iter().for_each(|&nanos| ticks.record(Duration::from_nanos(nanos)));
         let Histogram { buckets, count, sum } = ticks.histogram();
         assert_eq!(buckets.len(), 16);
         let below = |micros| buckets.iter().find(|(bound, _)| *bound == Duration::from_micros(micros)).unwrap().1;
