@@ -32,9 +32,9 @@ ALONE, ONE_CORE, ALL_CORES = "no network", "on one core", "on all cores"
 COLUMNS = (
     ("frame to frame", "period_ms"),
     ("p99", "period_p99_ms"),
-    ("end of frame", "end_ms"),
-    ("p99 ", "end_p99_ms"),
-    ("work", "work_ms"),
+    ("end of frame, median", "end_p50_ms"),
+    ("p99", "end_p99_ms"),
+    ("work, median", "work_p50_ms"),
     ("CPU, main thread", "cpu_ms"),
     ("CPU, process", "process_ms"),
 )

@@ -116,12 +116,9 @@ def main() -> None:
                 print(json.dumps(figures(frames, time.process_time() - process_began)), flush=True)
                 measuring = False
         last = begin
-        due += FRAME
-        wait = due - time.perf_counter()
-        if wait > 0:
-            time.sleep(wait)
-        elif wait < -1:
-            due = time.perf_counter()  # hopelessly late: a new schedule
+        # As pygame's Clock: a frame that took too long is not made up for.
+        due = max(due + FRAME, time.perf_counter())
+        time.sleep(max(due - time.perf_counter(), 0))
 
 
 if __name__ == "__main__":
