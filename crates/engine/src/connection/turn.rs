@@ -65,15 +65,16 @@ impl Connection {
             let full = filling.pause_if_full(self, waiting);
             self.pause_if(inner, full);
         }
+        // Before the program can see them: what a tick has delivered is counted.
         let (messages, content) = filling.messages();
-        if filling.finish() {
-            DownQueue::wake_later(&self.io, &self.endpoint);
-        }
         let counters = self.counters();
         counters.ws_read.add(read);
         if messages > 0 {
             counters.messages_received.add(messages);
             counters.message_bytes_received.add(content);
+        }
+        if filling.finish() {
+            DownQueue::wake_later(&self.io, &self.endpoint);
         }
         inner.life.talked |= talked;
         if ponged {
