@@ -77,9 +77,9 @@ class SoakServer(HvWebServer):
         self.get("/ping", lambda request, response: response.text("pong"))
 
     def get_stats(self, request: HttpRequest, response: HttpResponse) -> None:
-        response.json({**self.stats(), "channels": len(self.channels)})
+        response.json({**self.counts(), "channels": len(self.channels)})
 
-    def stats(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         names = ("opened", "closed", "messages", "errors", "broadcasts", "compressed", "flooded", "flooded_closed")
         return {name: getattr(self, name) for name in names}
 

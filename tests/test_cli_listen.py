@@ -47,6 +47,14 @@ def listening(*arguments: str | Path) -> Iterator[Listening]:
         yield running
 
 
+def test_a_page_and_metrics_that_show_what_goes_on() -> None:
+    with listening("--dashboard", "--metrics", "--status", "404") as running:
+        assert httpx.get(f"{running.base}_pyhv/stats.json").json()["websockets"] == 0
+        assert b"pyhv_ticks_total" in httpx.get(f"{running.base}metrics").content
+        assert httpx.get(f"{running.base}other").status_code == 404
+        assert "metrics HTTP" not in running.wait_for("GET /other")
+
+
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Listening]:
     with Listening() as running:

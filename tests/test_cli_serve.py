@@ -67,6 +67,23 @@ def serving(*arguments: str | Path, **environment: str) -> Iterator[Serving]:
         yield running
 
 
+# Seeing inside
+
+
+def test_a_page_and_metrics_that_show_what_goes_on(site: Path) -> None:
+    with serving(site, "--dashboard", "--metrics") as running:
+        base = f"http://{HOST}:{running.port}"
+        running.wait_for(f"  {base}/_pyhv shows what goes on\n  {base}/metrics tells Prometheus\n")
+        for path in ("/_pyhv", "/_pyhv/stats.json", "/metrics"):
+            assert running.get(path).status == 200
+        assert running.get("/index.html").status == 200
+        # No line for those that the page asks for all the time.
+        shown = running.wait_for("GET /index.html")
+        assert "GET /_pyhv" not in shown and "GET /metrics" not in shown
+    with serving(site) as running:
+        assert [running.get(path).status for path in ("/_pyhv", "/metrics")] == [404, 404]
+
+
 # Files
 
 NOT_FOUND = [

@@ -49,10 +49,12 @@ from pyhv.opcode import WsOpcode
 from pyhv.reconnect import Reconnect
 from pyhv.response import Response, ServerSentEvent
 from pyhv.server import Handler, HvWebServer, StreamHandler
+from pyhv.stats import ClientStats, ServerStats, TickTimes
 
 __all__ = [
     "BadRequest",
     "BodyTooLarge",
+    "ClientStats",
     "ConnectError",
     "ConnectTimeout",
     "ConnectionRefused",
@@ -78,8 +80,10 @@ __all__ = [
     "RequestFailed",
     "Response",
     "ServerSentEvent",
+    "ServerStats",
     "StreamHandler",
     "StreamWriter",
+    "TickTimes",
     "TlsError",
     "TooManyRedirects",
     "UploadedFile",

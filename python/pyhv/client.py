@@ -17,6 +17,7 @@ from pyhv._reporting import Reporting
 from pyhv._request import shown, tls_options
 from pyhv.opcode import WsOpcode
 from pyhv.reconnect import Reconnect
+from pyhv.stats import ClientStats
 
 __all__ = ["HvWebSocketClient"]
 
@@ -226,6 +227,13 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         )
         self._set_latest(latest)
         self._close_timeout = close_timeout
+
+    def stats(self) -> ClientStats:
+        """What the client has counted since `connect`, and what waits in it now; zeros before.
+
+        Any thread, also inside a callback; does not wait for a tick.
+        """
+        return ClientStats._of(self._stats())
 
     def __enter__(self: _C) -> _C:
         return self

@@ -16,6 +16,7 @@ from pyhv._native import HttpRequest, StreamWriter, WebSocketChannel
 from pyhv._reporting import Reporting
 from pyhv.http import WsUpgrade
 from pyhv.routes import Handler, Routes, StreamHandler
+from pyhv.stats import Inside
 
 __all__ = ["Handler", "HvWebServer", "StreamHandler"]
 
@@ -26,7 +27,7 @@ _access_log = logging.getLogger("pyhv.access")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # in every locale
 
 
-class HvWebServer(Reporting, Routes):
+class HvWebServer(Reporting, Inside, Routes):
     """An HTTP and WebSocket server for a program that owns its main loop.
 
     Subclass it and override what you need::

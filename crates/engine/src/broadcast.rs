@@ -10,6 +10,7 @@ use crate::connection::Connection;
 use crate::courtesy::Courtesy;
 use crate::endpoint::Endpoint;
 use crate::runtime::IoThread;
+use crate::stats::Sent;
 use crate::wire;
 use crate::wire::deflate::{CompressParams, compress_shared, worth_compressing};
 use bytes::Bytes;
@@ -79,6 +80,7 @@ pub(crate) struct Share<'a> {
     frames: &'a [Bytes],
     /// The messages that are not for it, in order.
     gaps: &'a [(u32, usize)],
+    sent: Sent,
 }
 
 impl Share<'_> {
@@ -86,6 +88,11 @@ impl Share<'_> {
     pub(crate) fn len(&self) -> usize {
         let gaps: usize = self.gaps.iter().map(|&(_, index)| self.frames[index].len()).sum();
         self.joined.bytes.len() - gaps
+    }
+
+    /// The messages in it.
+    pub(crate) fn sent(&self) -> Sent {
+        self.sent
     }
 
     /// Writes as much as the socket takes in one call.
@@ -123,6 +130,8 @@ pub(crate) struct Room {
     excluded: Vec<(u32, usize)>,
     /// Length of all frames, uncompressed.
     len: usize,
+    /// Length of all contents.
+    content: usize,
     /// Few: browsers agree on one set of parameters.
     variants: Vec<Variant>,
 }
@@ -184,7 +193,9 @@ impl Room {
         let gaps = &gaps[..gaps.partition_point(|&(other, _)| other == channel)];
         let Variant { joined, frames, .. } = &self.variants[at];
         let joined = joined.as_ref()?.as_ref().filter(|_| gaps.len() <= GAPS)?;
-        Some(Share { joined, frames, gaps })
+        let left_out: usize = gaps.iter().map(|&(_, index)| self.messages[index].payload.len()).sum();
+        let sent = Sent::messages(self.messages.len() - gaps.len(), self.content - left_out);
+        Some(Share { joined, frames, gaps, sent })
     }
 }
 
@@ -200,11 +211,12 @@ impl Round {
     pub(crate) fn note(&mut self, endpoint: Arc<Endpoint>, message: Broadcast) {
         let index = self.rooms.iter().position(|room| Arc::ptr_eq(&room.endpoint, &endpoint)).unwrap_or_else(|| {
             let (messages, excluded, variants) = (Vec::new(), Vec::new(), Vec::new());
-            self.rooms.push(Room { endpoint, messages, excluded, len: 0, variants });
+            self.rooms.push(Room { endpoint, messages, excluded, len: 0, content: 0, variants });
             self.rooms.len() - 1
         });
         let room = &mut self.rooms[index];
         room.len += message.plain.len();
+        room.content += message.payload.len();
         room.excluded.extend(message.exclude.map(|channel| (channel, room.messages.len())));
         room.messages.push(message);
     }

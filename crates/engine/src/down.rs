@@ -15,6 +15,7 @@ use crate::inbox::Event;
 use crate::outbuf::OutBuf;
 use crate::request::HttpResponse;
 use crate::runtime::IoThread;
+use crate::stats::Sent;
 use crate::stream::Stream;
 use crate::wire;
 use bytes::Bytes;
@@ -50,9 +51,9 @@ pub enum Part {
 /// One thing to do on the I/O thread.
 pub(crate) enum Command {
     /// Frames in the arena.
-    Frames { conn: Arc<Connection>, start: usize, len: usize, part: Part },
+    Frames { conn: Arc<Connection>, start: usize, len: usize, part: Part, sent: Sent },
     /// A frame in its own buffer.
-    Frame { conn: Arc<Connection>, bytes: Bytes, part: Part },
+    Frame { conn: Arc<Connection>, bytes: Bytes, part: Part, sent: Sent },
     /// A message to be compressed.
     Message { conn: Arc<Connection>, opcode: wire::Opcode, payload: Bytes },
     /// A message that waits in the connection's mailbox, unless newer ones have taken its room.
@@ -197,13 +198,14 @@ impl DownQueue {
         part: Part,
     ) -> usize {
         let io = conn.io();
+        let sent = Sent::frame(opcode, fin, payload.len());
         let (len, now);
         if payload.len() >= LARGE || conn.keeps_frames_apart() {
             let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);
             wire::encode_frame(&mut frame, opcode, fin, payload, mask);
             len = frame.len();
             conn.add_buffered(len);
-            let command = Command::Frame { conn: Arc::clone(conn), bytes: frame.into(), part };
+            let command = Command::Frame { conn: Arc::clone(conn), bytes: frame.into(), part, sent };
             io.down.log.lock().commands.push(command);
             now = false;
         } else {
@@ -215,17 +217,24 @@ impl DownQueue {
             conn.add_buffered(len);
             match log.commands.last_mut() {
                 // The arena is contiguous and only frames add to it: the last command's bytes end where ours begin.
-                Some(Command::Frames { conn: last, len: n, part: Part::Whole, .. })
+                Some(Command::Frames { conn: last, len: n, part: Part::Whole, sent: all, .. })
                     if part == Part::Whole && Arc::ptr_eq(last, conn) =>
                 {
                     *n += len;
+                    all.join(sent);
                 }
-                _ => log.commands.push(Command::Frames { conn: Arc::clone(conn), start, len, part }),
+                _ => log.commands.push(Command::Frames { conn: Arc::clone(conn), start, len, part, sent }),
             }
             now = log.arena.len() >= KICK;
         }
         Self::kick(io, now);
         len
+    }
+
+    /// How many commands wait, and the bytes of their frames in the arena.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        let log = self.log.lock();
+        (log.commands.len(), log.arena.len())
     }
 
     /// Queues a message that the I/O thread compresses.
@@ -300,14 +309,14 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, 
         round.catch_up(conn, touched);
     }
     match command {
-        Command::Frames { conn, start, len, part } => {
-            conn.queue(|out| out.tail().extend_from_slice(&arena[start..start + len]), len, part, touched);
+        Command::Frames { conn, start, len, part, sent } => {
+            conn.queue(|out| out.tail().extend_from_slice(&arena[start..start + len]), len, part, sent, touched);
         }
-        Command::Frame { conn, bytes, part } => {
+        Command::Frame { conn, bytes, part, sent } => {
             let len = bytes.len();
             let droppable = part == Part::Whole && conn.keeps_frames_apart() && bytes[0] & 0x08 == 0;
             let push = |out: &mut OutBuf| if droppable { out.push_droppable(bytes) } else { out.push_shared(bytes) };
-            conn.queue(push, len, part, touched);
+            conn.queue(push, len, part, sent, touched);
         }
         Command::Announce(conn) => conn.announce(),
         Command::Message { conn, opcode, payload } => conn.queue_message(opcode, &payload, touched),

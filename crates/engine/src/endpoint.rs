@@ -7,6 +7,7 @@ use crate::driver::Rhythm;
 use crate::inbox::{Batch, Event, Inbox};
 use crate::runtime::{self, IoThread, Runtime};
 use crate::settings::Settings;
+use crate::stats::{Delivery, Stats};
 use crate::wake::{Waited, Wake};
 use crate::wire;
 use bytes::Bytes;
@@ -57,6 +58,8 @@ pub struct Endpoint {
     pub limits: Arc<wire::Limits>,
     /// The I/O threads.
     pub runtime: Arc<Runtime>,
+    /// What it counts.
+    pub stats: Stats,
     /// The channels of each I/O thread. A lock is held to add, to remove, or to walk over the connections without
     /// writing to them, so that the ticking thread, which removes, never waits for a system call.
     shards: Box<[Mutex<Slab<Entry>>]>,
@@ -91,6 +94,8 @@ struct Complaint {
 #[derive(Debug, Default)]
 struct Seats {
     total: usize,
+    /// All there have been.
+    accepted: u64,
     by_address: HashMap<IpAddr, usize>,
     /// Upgrades that may still happen, and when that was worked out.
     upgrades: Option<(f64, Instant)>,
@@ -202,6 +207,7 @@ impl Endpoint {
             seats: Mutex::default(),
             ticks: AtomicUsize::new(0),
             last_tick: AtomicU64::new(coarse_millis()),
+            stats: Stats::new(runtime.threads.len()),
             runtime,
         });
         for io in &endpoint.runtime.threads {
@@ -259,6 +265,7 @@ impl Endpoint {
             *count += 1;
         }
         seats.total += 1;
+        seats.accepted += 1;
         Ok(Seat { endpoint: Some(Arc::clone(self)), address })
     }
 
@@ -309,6 +316,17 @@ impl Endpoint {
         self.last_tick.store(coarse_millis(), Ordering::Relaxed);
     }
 
+    /// It has waited in a tick, which only begins now.
+    pub fn note_end_of_wait(&self) {
+        self.last_tick.store(coarse_millis(), Ordering::Relaxed);
+    }
+
+    /// A tick begins to deliver what is pending.
+    #[must_use]
+    pub fn delivery(&self) -> Delivery<'_> {
+        Delivery::begin(self)
+    }
+
     /// How long ago the program last began a tick; none for one that waits in it.
     pub(crate) fn tick_age(&self) -> Duration {
         if self.inbox.is_waited_for() {
@@ -320,6 +338,12 @@ impl Endpoint {
     /// Connections that there are.
     pub(crate) fn connections(&self) -> usize {
         self.seats.lock().total
+    }
+
+    /// The same, and all there have been.
+    pub(crate) fn connections_and_accepted(&self) -> (usize, u64) {
+        let seats = self.seats.lock();
+        (seats.total, seats.accepted)
     }
 
     /// Those of them that are WebSockets.
@@ -370,6 +394,32 @@ impl Endpoint {
     /// How long ago it was made.
     pub(crate) fn age(&self) -> Duration {
         self.began.elapsed()
+    }
+
+    /// How old it was then.
+    pub(crate) fn age_at(&self, then: Instant) -> Duration {
+        then.saturating_duration_since(self.began)
+    }
+
+    /// How many channels have something that waits to be sent, and how many bytes that is.
+    pub(crate) fn buffered(&self) -> (usize, usize) {
+        /// Connections looked at under one lock, which the ticking thread takes too.
+        const STEP: usize = 256;
+        let (mut behind, mut bytes) = (0, 0);
+        for shard in &self.shards {
+            let mut place = 0;
+            loop {
+                place = walk(&shard.lock(), place, STEP, |entry| {
+                    let waits = entry.conn.buffered_amount();
+                    behind += usize::from(waits > 0);
+                    bytes += waits;
+                });
+                if place == 0 {
+                    break;
+                }
+            }
+        }
+        (behind, bytes)
     }
 
     /// Channels of one I/O thread.

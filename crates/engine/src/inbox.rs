@@ -124,7 +124,8 @@ pub struct Batch {
 
 impl Batch {
     /// Payload bytes and event costs together.
-    pub(crate) fn size(&self) -> usize {
+    #[must_use]
+    pub fn size(&self) -> usize {
         self.size
     }
 
@@ -248,7 +249,9 @@ impl std::fmt::Debug for Inbox {
 pub(crate) struct Filling<'a> {
     inbox: &'a Inbox,
     inner: parking_lot::MutexGuard<'a, Inner>,
+    /// Events, and what they count, when it began.
     before: usize,
+    size: usize,
 }
 
 impl Filling<'_> {
@@ -264,6 +267,12 @@ impl Filling<'_> {
 
     pub(crate) fn push(&mut self, event: Event) {
         self.inner.batch.push(event);
+    }
+
+    /// Where nothing but messages was put in: how many, and the bytes of their content.
+    pub(crate) fn messages(&self) -> (usize, usize) {
+        let count = self.inner.batch.events.len() - self.before;
+        (count, self.inner.batch.size - self.size - count * EVENT_COST)
     }
 
     /// Whether a connection with `pending` bytes in this batch has to stop reading; if so it is resumed by the take.
@@ -330,6 +339,12 @@ impl Inbox {
         self.inner.lock().batch.events.len()
     }
 
+    /// How many events wait, and what they count towards `max_pending_bytes`.
+    pub(crate) fn load(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.batch.events.len(), inner.batch.size)
+    }
+
     /// Whether none does.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -365,7 +380,7 @@ impl Inbox {
 
     pub(crate) fn fill(&self) -> Filling<'_> {
         let inner = self.inner.lock();
-        Filling { inbox: self, before: inner.batch.events.len(), inner }
+        Filling { inbox: self, before: inner.batch.events.len(), size: inner.batch.size, inner }
     }
 
     /// Appends one event; true as in [`Filling::finish`].

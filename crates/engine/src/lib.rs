@@ -16,6 +16,7 @@
 //!   answered;
 //! * [`client`]: connecting, and [`reconnect`]: again; [`http_client`]: the HTTP client, and streams of server-sent events;
 //! * [`files`]: files as answers, and trees of them;
+//! * [`stats`]: what all of them count, and how it is shown;
 //! * `transport`: TCP, or TLS over it; [`tls`]: certificates and who is trusted;
 //! * [`proxy`]: who asks when a reverse proxy stands in between; [`settings`]: every limit and timeout with its default.
 
@@ -39,6 +40,7 @@ pub mod router;
 pub mod runtime;
 pub mod server;
 pub mod settings;
+pub mod stats;
 pub mod stream;
 mod task;
 pub mod tls;

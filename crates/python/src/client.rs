@@ -435,7 +435,19 @@ impl WebSocketClient {
         let keys = function.map(|function| ClientKeys { client: slf, function });
         let keys = keys.as_ref().map(|keys| keys as &dyn Keys);
         let run = |event, arena: &[u8]| Self::dispatch(slf, &endpoint, event, arena);
-        this.ticker.run(py, &endpoint, budget, keys, run)
+        let mut delivery = endpoint.delivery();
+        let ran = this.ticker.run(py, &endpoint, budget, keys, run)?;
+        delivery.ran(ran);
+        Ok(ran)
+    }
+
+    /// What `stats()` is made of; None before `connect`. Any thread.
+    fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyDict>>> {
+        let endpoint = self.current().filter(|endpoint| endpoint.is_of_this_process());
+        let Some(endpoint) = endpoint else { return Ok(None) };
+        let dict = crate::stats::dict(py, &py.detach(|| endpoint.snapshot()))?;
+        dict.set_item("messages_skipped", self.skipped())?;
+        Ok(Some(dict))
     }
 
     /// How many events wait for a tick: what a budget left over, and what has come since. Any thread; never blocks.

@@ -195,7 +195,7 @@ pub(crate) fn settings(options: &Bound<'_, PyDict>) -> PyResult<Settings> {
             "max_headers" => settings.max_headers = count(&name, &value)?,
             "max_upgrades_per_second" if value.is_none() => settings.max_upgrades_per_second = None,
             "max_upgrades_per_second" => settings.max_upgrades_per_second = Some(rate(&name, &value)?),
-            "trusted_proxies" => settings.trusted_proxies = networks(&value)?,
+            "trusted_proxies" => settings.trusted_proxies = networks("trusted_proxies", &value)?,
             "allowed_origins" => settings.allowed_origins = origins(&value)?,
             "compression" => compression = Some(value),
             "compression_window_bits" => window_bits = window(&value)?,
@@ -319,15 +319,15 @@ pub(crate) fn check_origin(what: &str, origin: &str) -> PyResult<()> {
     Ok(())
 }
 
-/// Addresses and networks of proxies.
-fn networks(value: &Bound<'_, PyAny>) -> PyResult<Vec<ipnet::IpNet>> {
+/// Addresses and networks.
+pub(crate) fn networks(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<ipnet::IpNet>> {
     let Ok(list) = value.extract::<Vec<String>>() else {
-        return Err(PyValueError::new_err(format!("trusted_proxies={value} is not a list of addresses and networks")));
+        return Err(PyValueError::new_err(format!("{name}={value} is not a list of addresses and networks")));
     };
     let network = |text: &String| {
         pyhv_engine::proxy::network(text).ok_or_else(|| {
             PyValueError::new_err(format!(
-                "trusted_proxies: {text:?} is not an address like \"127.0.0.1\" or a network like \"10.0.0.0/8\""
+                "{name}: {text:?} is not an address like \"127.0.0.1\" or a network like \"10.0.0.0/8\""
             ))
         })
     };

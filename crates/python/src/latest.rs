@@ -58,6 +58,7 @@ impl Keys for ServerKeys<'_, '_> {
     fn skipped(&self, py: Python<'_>, channel: u32) {
         if let Some(channel) = self.server.get().channel(py, channel) {
             channel.get().skipped.fetch_add(1, Ordering::Relaxed);
+            channel.get().conn.endpoint().stats.count_skipped();
         }
     }
 }

@@ -21,6 +21,7 @@ mod reconnect;
 mod request;
 mod response;
 mod server;
+mod stats;
 mod stopping;
 mod ticker;
 mod upload;

@@ -6,6 +6,7 @@ use crate::convert;
 use crate::handler::{Handler, Handlers};
 use crate::latest::{Keys, ServerKeys};
 use crate::request::{HttpRequest, header};
+use crate::stats;
 use crate::stopping::{self, Stopping};
 use crate::ticker::{
     self, Budget, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault,
@@ -17,6 +18,7 @@ use pyhv_engine::files::{Files, Options};
 use pyhv_engine::inbox::Event;
 use pyhv_engine::server::around::Around;
 use pyhv_engine::server::{self as engine, Routes, Target};
+use pyhv_engine::stats::Snapshot;
 use pyhv_engine::tls::server_config;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::{MessageKind, Opcode};
@@ -47,6 +49,8 @@ pub(crate) struct Server {
     /// The descriptor, once handed out, outlives a run.
     wake: Mutex<Option<Arc<Wake>>>,
     pub(crate) stopping: Stopping,
+    /// What the last run had counted when it ended.
+    pub(crate) last: Mutex<Snapshot>,
     started_once: AtomicBool,
 }
 
@@ -176,6 +180,7 @@ impl Server {
             channels: Mutex::new(Vec::new()),
             wake: Mutex::new(None),
             stopping: Stopping::default(),
+            last: Mutex::default(),
             started_once: AtomicBool::new(false),
         }
     }
@@ -263,6 +268,31 @@ impl Server {
         router.add(Some("GET"), path, target).map_err(|error| PyValueError::new_err(error.to_string()))?;
         if let Some(server) = self.running() {
             server.set_routes(router.clone());
+        }
+        Ok(())
+    }
+
+    /// What `stats()` is made of. Any thread.
+    fn _stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let snapshot = py.detach(|| match self.running() {
+            Some(server) if server.endpoint.is_of_this_process() => server.endpoint.snapshot(),
+            _ => self.last.lock().clone(),
+        });
+        stats::dict(py, &snapshot)
+    }
+
+    /// Adds the routes of `enable_metrics` (what: "metrics") or `enable_dashboard` ("dashboard"), all or none.
+    fn _show_inside(&self, what: &str, path: &str, allow: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut router = self.router.lock();
+        let mut changed = router.clone();
+        for (path, inside) in stats::inside(what, path, allow)? {
+            changed
+                .add(Some("GET"), &path, Target::Inside(Arc::new(inside)))
+                .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        }
+        *router = changed.clone();
+        if let Some(server) = self.running() {
+            server.set_routes(changed);
         }
         Ok(())
     }
@@ -369,10 +399,16 @@ impl Server {
         let ran = (|| {
             this.ticker.wait_if(timeout != Some(0.0), py, endpoint, deadline, || this.stopping.is_requested())?;
             let _cork = Cork::new();
-            let ran = if this.ticker.is_ready(endpoint) { Self::run_pending(slf, endpoint, budget)? } else { 0 };
+            let (mut ran, mut delivery) = (0, None);
+            if this.ticker.is_ready(endpoint) {
+                let delivery = delivery.insert(endpoint.delivery());
+                ran = Self::run_pending(slf, endpoint, budget)?;
+                delivery.ran(ran);
+            }
             if let Err(error) = slf.call_method0(intern!(py, "on_tick")) {
                 callback_failed(slf, "on_tick", error)?;
             }
+            drop(delivery);
             Ok(ran)
         })();
         // Also when an exception leaves the tick: whoever asked is waiting.

@@ -127,6 +127,7 @@ pub(crate) fn stop_now(slf: &Bound<'_, Server>, timeout: f64) -> PyResult<()> {
             }
         }
     }
+    *this.last.lock() = endpoint.snapshot();
     // Nothing is left to be delivered; what an I/O thread has not finished is on its own.
     endpoint.discard();
     this.ticker.reset();

@@ -237,7 +237,12 @@ impl Ticker {
         deadline: Option<Instant>,
         until: impl Fn() -> bool,
     ) -> PyResult<()> {
-        if asked { self.wait(py, endpoint, deadline, until) } else { Ok(()) }
+        if !asked {
+            return Ok(());
+        }
+        let waited = self.wait(py, endpoint, deadline, until);
+        endpoint.note_end_of_wait();
+        waited
     }
 
     /// Waits, without the GIL, until there is something to run, the deadline, or `until` says so after a signal.
@@ -295,6 +300,7 @@ impl Ticker {
             Self::run_backlog(py, endpoint, &mut rest, latest, &mut spending, &mut run)
         };
         let left = rest.left();
+        endpoint.stats.set_left(left, if left > 0 { rest.batch.size() + rest.backlog.size() } else { 0 });
         // After an error the next tick comes here even if nothing is left, to mark the batch as done.
         let again = left > 0 || result.is_err();
         self.leftover.store(again, Ordering::Relaxed);
@@ -397,6 +403,9 @@ impl Ticker {
         let rest = std::mem::take(&mut *self.rest.lock());
         self.leftover.store(false, Ordering::Relaxed);
         self.left.store(0, Ordering::Relaxed);
+        if let Some(endpoint) = rest.of.upgrade() {
+            endpoint.stats.set_left(0, 0);
+        }
         drop(rest);
     }
 }

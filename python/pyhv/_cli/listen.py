@@ -55,6 +55,7 @@ def add(commands: opts.Commands) -> None:
     parser.add_argument("--full", action="store_true", help="cut nothing short")
     parser.add_argument("--raw", action="store_true", help="do not lay out JSON")
     parser.add_argument("--cors", action="store_true", help="let pages of every origin read the answers, and connect")
+    opts.add_inside(parser)
     parser.add_argument(
         "--max-body", type=opts.positive, default=64 << 20, metavar="N", help="largest body and message, bytes (64 MiB)"
     )
@@ -91,6 +92,8 @@ def run(options: argparse.Namespace) -> int:
                 raise opts.cannot_listen(error) from None
             where = f"{opts.url_host(options.host)}:{server.port}"
             out.line(f"listening on http://{where}/ and ws://{where}/ (Ctrl-C stops)")
+            for line in opts.inside_lines(f"http://{where}", options):
+                out.line(line)
             while True:
                 server.tick(out.patience)
                 out.check()
@@ -108,11 +111,12 @@ class _Refused(logging.Handler):
     def __init__(self, options: argparse.Namespace, out: Output) -> None:
         super().__init__()
         self._ours = {options.status, 101}
+        self._inside = options.dashboard or options.metrics
         self._out = out
 
     def emit(self, record: logging.LogRecord) -> None:
         fields: Any = record
-        if fields.status not in self._ours:
+        if fields.status not in self._ours and not (self._inside and opts.is_inside(fields.url)):
             # What is in the fields has been escaped.
             line = f"{fields.client_address} {fields.method} {fields.url} HTTP/{fields.http_version}"
             refused = self._out.paint(f"answered with {fields.status}", "warning")
@@ -129,6 +133,7 @@ class _Listener(HvWebServer):
         if self._options.cors:
             self.allow_cors()
         self.enable_access_log()
+        opts.enable_inside(self, self._options)
         for path in ("/", "/*path"):
             self.any(path, self._request)
 

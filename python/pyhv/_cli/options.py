@@ -11,7 +11,13 @@ from urllib.parse import urlsplit
 from pyhv._cli.output import CommandError
 
 if TYPE_CHECKING:
+    from pyhv import HvWebServer
+
     Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+#: Where --dashboard and --metrics are.
+DASHBOARD = "/_pyhv"
+METRICS = "/metrics"
 
 
 def command(
@@ -87,6 +93,33 @@ def add_address(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="NAME", help="address to listen on (127.0.0.1; 0.0.0.0: all of IPv4)"
     )
+
+
+def add_inside(parser: argparse.ArgumentParser) -> None:
+    """--dashboard and --metrics."""
+    parser.add_argument(
+        "--dashboard", action="store_true", help=f"a page for this machine that shows what goes on: {DASHBOARD}"
+    )
+    parser.add_argument("--metrics", action="store_true", help=f"the same as text for Prometheus: {METRICS}")
+
+
+def enable_inside(server: HvWebServer, options: argparse.Namespace) -> None:
+    """What they ask for."""
+    if options.dashboard:
+        server.enable_dashboard(DASHBOARD)
+    if options.metrics:
+        server.enable_metrics(METRICS)
+
+
+def is_inside(url: str) -> bool:
+    """Whether a request was for one of them: the page asks four times a second."""
+    return url in (DASHBOARD, f"{DASHBOARD}/stats.json", METRICS)
+
+
+def inside_lines(base: str, options: argparse.Namespace) -> list[str]:
+    """Where they are, for the first lines that are printed."""
+    lines = [f"  {base}{DASHBOARD} shows what goes on"] if options.dashboard else []
+    return [*lines, f"  {base}{METRICS} tells Prometheus"] if options.metrics else lines
 
 
 def cannot_listen(error: OSError) -> CommandError:

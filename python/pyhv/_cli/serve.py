@@ -63,6 +63,7 @@ def add(commands: opts.Commands) -> None:
         "--cache-control", default="no-cache", metavar="VALUE", help="header for files (no-cache: ask each time)"
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="no line for each request")
+    opts.add_inside(parser)
     tls = parser.add_argument_group("TLS")
     tls.add_argument("--tls", action="store_true", help="serve https and wss too")
     tls.add_argument(
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     out = Output.stdout(options.color)
     server = _Server(options, out)
     log = logging.getLogger("pyhv.access")
-    lines = _AccessLines(out)
+    lines = _AccessLines(out, options.dashboard or options.metrics)
     try:
         with terminating(None):
             authority = _start(server, options)
@@ -160,7 +161,7 @@ def _greeting(server: _Server, options: argparse.Namespace, authority: Path | No
         lines.append(f"  ws://{host}:{server.port}{printable(options.echo)} sends back what it gets")
         if server.tls_port is not None:
             lines.append(f"  wss://{host}:{server.tls_port}{printable(options.echo)}")
-    return lines
+    return lines + opts.inside_lines(f"http://{host}:{server.port}", options)
 
 
 class _Server(HvWebServer):
@@ -182,6 +183,7 @@ class _Server(HvWebServer):
             self.allow_cors()
         if not options.quiet:
             self.enable_access_log()
+        opts.enable_inside(self, options)
         if self._pages is not None:
             self.get(SCRIPT_PATH, self._pages.script)
             self.get("/", self._pages.answer)
@@ -228,13 +230,14 @@ class _Server(HvWebServer):
 class _AccessLines(logging.Handler):
     """Requests as lines for people."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Output, inside: bool) -> None:
         super().__init__()
         self._out = out
+        self._inside = inside
 
     def emit(self, record: logging.LogRecord) -> None:
         fields: Any = record
-        if fields.url.startswith("/.pyhv/"):
+        if fields.url.startswith("/.pyhv/") or (self._inside and opts.is_inside(fields.url)):
             return
         out, status = self._out, fields.status
         style = "error" if status >= 500 else "warning" if status >= 400 else "info" if status >= 300 else "good"

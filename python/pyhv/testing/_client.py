@@ -288,6 +288,10 @@ class MemoryClient(_native.WebSocketClient):
         """Raises UnsupportedOperation: in memory there is no descriptor."""
         raise UnsupportedOperation("fileno: a client in a World has no descriptor")
 
+    def _stats(self) -> dict[str, Any]:
+        """Raises UnsupportedOperation: the native side does not see what passes in memory."""
+        raise UnsupportedOperation("stats: a client in a World counts nothing")
+
     def send(self, msg: Any, opcode: int | None = None, fin: bool = True) -> bool:
         """As `HvWebSocketClient.send`."""
         return self._pyhv_core.send(msg, opcode, fin)

@@ -366,6 +366,10 @@ class MemoryServer(_native.Server):
         """Raises UnsupportedOperation: in memory there is no descriptor."""
         raise UnsupportedOperation("fileno: a server in a World has no descriptor")
 
+    def _stats(self) -> dict[str, Any]:
+        """Raises UnsupportedOperation: the native side does not see what passes in memory."""
+        raise UnsupportedOperation("stats: a server in a World counts nothing")
+
     def broadcast(self, msg: Any, exclude: WebSocketChannel | None = None) -> None:
         """As `HvWebServer.broadcast`."""
         self._pyhv_core.broadcast(msg, exclude)

@@ -100,6 +100,7 @@ impl Connection {
             return;
         }
         inner.told = true;
+        self.counters().closed(code);
         let _ = self.aside().closed.set(CloseInfo { code, reason: reason.to_owned() });
         deliver(&self.io, &self.endpoint, Event::Close { channel: self.channel() });
     }
@@ -117,6 +118,10 @@ impl Connection {
     pub(super) fn finish(self: &Arc<Self>, inner: &mut Inner) {
         inner.state = State::Closed;
         inner.stream = None;
+        let counters = self.counters();
+        counters.finished.add(1);
+        counters.pings_lost.add(usize::from(inner.life.awaits_pong()));
+        counters.resumed.add(usize::from(std::mem::take(&mut inner.paused)));
         // What is still in the queue going down counts until the pump throws it away.
         let held: usize = inner.take_held().iter().map(Bytes::len).sum();
         let unsent = std::mem::take(&mut inner.out).len() + held;

@@ -123,6 +123,11 @@ impl Life {
         let swept = wrapped_millis(endpoint.age());
         Self { ping: None, ping_number: 0, swept, since_ping: 0, unanswered: 0, idle: 0, stirred: false, talked: false }
     }
+
+    /// Whether a ping is not answered yet.
+    pub(super) fn awaits_pong(&self) -> bool {
+        self.ping.is_some()
+    }
 }
 
 impl Connection {
@@ -160,6 +165,7 @@ impl Connection {
             life.ping = Some(nanos(age));
             life.ping_number = life.ping_number.wrapping_add(1);
             let number = life.ping_number.to_be_bytes();
+            self.counters().pings_sent.add(1);
             self.control(inner, Opcode::Ping, &number);
             if !inner.blocked {
                 self.flush(inner);
@@ -184,6 +190,7 @@ impl Connection {
         if let Some(sent) = inner.life.ping.take() {
             let took = nanos(self.endpoint.age()).get().saturating_sub(sent.get());
             let micros = u32::try_from(took / 1000).unwrap_or(u32::MAX);
+            self.counters().pings_answered.add(1);
             self.round_trip.store(micros.saturating_add(1), Ordering::Relaxed);
         }
     }

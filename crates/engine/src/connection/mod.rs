@@ -26,6 +26,7 @@ use crate::inbox::Event;
 use crate::outbuf::OutBuf;
 use crate::runtime::IoThread;
 use crate::settings::SlowPolicy;
+use crate::stats::Counters;
 use crate::transport::Transport;
 use crate::wire::deflate::{CompressParams, Compressor, worth_compressing};
 use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
@@ -261,6 +262,7 @@ impl Connection {
             }),
         });
         endpoint.begin();
+        conn.counters().opened.add(1);
         // Read by those who got the connection through a lock: the register's or the inbox's.
         conn.channel.store(endpoint.register(&conn), Ordering::Relaxed);
         {
@@ -298,6 +300,11 @@ impl Connection {
 
     pub(crate) fn io(&self) -> &Arc<IoThread> {
         &self.io
+    }
+
+    /// What its I/O thread counts; for that thread.
+    fn counters(&self) -> &Counters {
+        self.endpoint.stats.on(self.io.index)
     }
 
     // The program's side: from any thread.
@@ -443,6 +450,7 @@ impl Connection {
     fn count_dropped(&self, messages: u64) {
         if messages > 0 {
             self.aside().dropped.fetch_add(messages, Ordering::Relaxed);
+            self.endpoint.stats.dropped.fetch_add(messages, Ordering::Relaxed);
         }
     }
 

@@ -7,6 +7,7 @@ use crate::inbox::Event;
 use crate::outbuf::{Flushed, OutBuf};
 use crate::runtime::panic_text;
 use crate::settings::SlowPolicy;
+use crate::stats::Sent;
 use crate::transport::Transport;
 use crate::wire::deflate::{Compressor, compress_shared, worth_compressing};
 use crate::wire::{self, Role};
@@ -27,6 +28,7 @@ impl Connection {
         append: impl FnOnce(&mut OutBuf),
         len: usize,
         part: Part,
+        sent: Sent,
         touched: &mut Vec<Arc<Self>>,
     ) {
         let inner = &mut *self.inner.lock();
@@ -40,6 +42,7 @@ impl Connection {
             self.make_room(inner, 0);
         }
         append(&mut inner.out);
+        self.counters().sent(sent);
         inner.life.talked = true;
         match part {
             Part::Whole => {}
@@ -69,7 +72,7 @@ impl Connection {
         self.add_buffered(len);
         let droppable = self.keeps_frames_apart();
         let push = |out: &mut OutBuf| if droppable { out.push_droppable(frame) } else { out.push_shared(frame) };
-        self.queue(push, len, Part::Whole, touched);
+        self.queue(push, len, Part::Whole, Sent::messages(1, payload.len()), touched);
     }
 
     /// A message as one frame, compressed if that makes it smaller.
@@ -141,11 +144,14 @@ impl Connection {
             return true;
         }
         inner.life.talked = true;
+        let counters = self.endpoint.stats.on(self.io.index);
+        counters.sent(share.sent());
         let written = match share.write(Pin::new(stream), &mut Context::from_waker(&waker_ref(self))) {
             Poll::Ready(Ok(written)) => written,
             // Then the write is tried again from the out-buffer, which knows what each error means.
             Poll::Ready(Err(_)) | Poll::Pending => 0,
         };
+        counters.ws_written.add(written);
         if written < len {
             self.add_buffered(len - written);
             inner.out.push_rest(share.frames(), written, self.keeps_frames_apart());
@@ -182,6 +188,7 @@ impl Connection {
             self.make_room(inner, len);
         }
         if !self.is_over(len) {
+            self.counters().sent(Sent::messages(1, message.payload.len()));
             let bytes = match self.compress {
                 Some(params) if params.context_takeover => self.compressed(inner, message.opcode, &message.payload),
                 params => room.frames(params, index)[index].clone(),
@@ -238,9 +245,19 @@ impl Connection {
         self.inner.lock().announced = true;
     }
 
+    /// It stops reading if the batch is full.
+    pub(super) fn pause_if(&self, inner: &mut Inner, full: bool) {
+        if full && !inner.paused {
+            inner.paused = true;
+            self.counters().paused.add(1);
+        }
+    }
+
     /// The batch was taken: read on.
     pub(crate) fn resume(self: &Arc<Self>) {
-        self.inner.lock().paused = false;
+        if std::mem::take(&mut self.inner.lock().paused) {
+            self.counters().resumed.add(1);
+        }
         Self::wake_by_ref(self);
     }
 
@@ -289,6 +306,7 @@ impl Connection {
             }
         });
         self.buffered.fetch_sub(written, Ordering::Relaxed);
+        self.counters().ws_written.add(written);
         let result = match result {
             Ok(Flushed::All) => match Pin::new(stream).poll_flush(&mut cx) {
                 Poll::Ready(result) => result.map(|()| Flushed::All),

@@ -25,6 +25,7 @@ impl Connection {
             return;
         }
         let deliver_messages = inner.state == State::Open;
+        let read = data.len();
         inner.life.stirred = true;
         let channel = self.channel();
         let mut closed = None;
@@ -61,7 +62,16 @@ impl Connection {
         });
         if deliver_messages {
             let waiting = if inner.epoch == epoch { inner.pending } else { 0 };
-            inner.paused |= filling.pause_if_full(self, waiting);
+            let full = filling.pause_if_full(self, waiting);
+            self.pause_if(inner, full);
+        }
+        // Before the program can see them: what a tick has delivered is counted.
+        let (messages, content) = filling.messages();
+        let counters = self.counters();
+        counters.ws_read.add(read);
+        if messages > 0 {
+            counters.messages_received.add(messages);
+            counters.message_bytes_received.add(content);
         }
         if filling.finish() {
             DownQueue::wake_later(&self.io, &self.endpoint);
@@ -98,7 +108,8 @@ impl Connection {
                 return;
             }
             if inner.state == State::Open && !inner.paused && self.endpoint.inbox.is_full() {
-                inner.paused = self.endpoint.inbox.fill().pause_if_full(self, 0);
+                let full = self.endpoint.inbox.fill().pause_if_full(self, 0);
+                self.pause_if(inner, full);
             }
             // Only an open channel is paused: one that closes must read on to see the peer's close or its end.
             if inner.read_ended || inner.state == State::Open && inner.paused {

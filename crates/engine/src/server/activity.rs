@@ -2,6 +2,7 @@
 //! to itself, and three things need it: closing an idle HTTP/2 connection, saying farewell to one when the server
 //! stops, and noticing that the client of a stream has left.
 
+use super::counted::Counted;
 use crate::transport::Transport;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
@@ -111,7 +112,7 @@ const MOST_REFUSED: usize = 64 << 20;
 /// A connection's transport as hyper sees it.
 #[derive(Debug)]
 pub(super) struct Watched {
-    inner: TokioIo<Transport>,
+    inner: TokioIo<Counted>,
     activity: Arc<Activity>,
     /// What was read while looking whether a stream's client is still there; hyper gets it first.
     ahead: Vec<u8>,
@@ -123,7 +124,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    pub(super) fn new(transport: Transport, activity: Arc<Activity>, send_timeout: Duration) -> Self {
+    pub(super) fn new(transport: Counted, activity: Arc<Activity>, send_timeout: Duration) -> Self {
         Self {
             inner: TokioIo::new(transport),
             activity,
@@ -135,7 +136,7 @@ impl Watched {
     }
 
     pub(super) fn into_inner(self) -> Transport {
-        self.inner.into_inner()
+        self.inner.into_inner().into_inner()
     }
 
     /// hyper does not read while it writes an answer, since a client may have closed its sending side and still be

@@ -16,6 +16,7 @@ use crate::inbox::Event;
 use crate::request::{HttpRequest, HttpResponse, Responder};
 use crate::router::Found;
 use crate::runtime::IoThread;
+use crate::stats;
 use crate::wire;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
@@ -56,11 +57,13 @@ pub(super) async fn answer(mut request: Request<Incoming>, client: &Client, in_f
     let bare = request.method() == Method::HEAD && http2;
     // Before anything is answered on the strength of it.
     let refusal = unclear(&mut request);
+    let asked = stats::Asked::begin(client.shared.endpoint.stats.on(client.io.index));
     let exchange = Exchange::begin(&request, client);
     let mut response = match refusal.map(closing) {
         Some(response) => response,
         None => with_content(request, client, exchange.as_deref(), in_flight.activity()).await,
     };
+    asked.answered(response.status());
     if let Some(exchange) = &exchange {
         exchange.dress(&mut response);
     }
@@ -128,6 +131,7 @@ async fn with_content(
     };
     match target {
         Target::Health(max_tick_age) => health(endpoint, max_tick_age),
+        Target::Inside(inside) => inside.answer(&request, client),
         Target::Program(route) => by_program(request, client, activity, route, params).await,
         Target::Files(files, depth) => files::answer(files, depth, request, endpoint, io).await,
     }

@@ -9,6 +9,8 @@
 //! | `clear` | which requests are refused because they are ambiguous |
 //! | `around` | what is done around every answer, where the program has asked for it, by `cors`, `compress`, `access` |
 //! | `health` | the answer to a load balancer's question |
+//! | `inside` | what the server shows of itself |
+//! | `counted` | the bytes of a connection that speaks HTTP |
 //! | `content` | a request's body |
 //! | `coding`, `form` | what it may be: compressed, a form |
 //! | `upgrade` | the WebSocket handshake, after which the connection leaves hyper for [`crate::connection`] |
@@ -21,9 +23,11 @@ mod coding;
 pub mod compress;
 mod content;
 pub mod cors;
+mod counted;
 pub(crate) mod form;
 mod health;
 pub(crate) mod http;
+pub mod inside;
 mod serve;
 mod upgrade;
 
@@ -33,6 +37,7 @@ use crate::router::Router;
 use crate::runtime::IoThread;
 use crate::task::guarded;
 use around::{Around, Current};
+use inside::Inside;
 use parking_lot::RwLock;
 use serve::serve;
 use std::io;
@@ -75,6 +80,8 @@ pub enum Target {
     Program(usize),
     /// The state of the server, natively; stalled when the last tick is older than this.
     Health(Option<Duration>),
+    /// What the server shows of itself, natively.
+    Inside(Arc<Inside>),
     /// The files of a tree, without a tick; mounted at a prefix of so many segments.
     Files(Arc<Files>, usize),
 }

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::activity::{Activity, SEND_TIMEOUT, Watched};
+use super::counted::Counted;
 use super::http::{Client, answer};
 use crate::endpoint::{Endpoint, Phase, Seat};
 use crate::runtime::IoThread;
@@ -96,6 +97,7 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
         let client = Arc::clone(&client);
         async move { Ok::<_, Infallible>(answer(request, &client, in_flight).await) }
     });
+    let transport = Counted::new(transport, &shared.endpoint, io.index);
     let watched = Watched::new(transport, Arc::clone(&activity), settings.send_timeout);
     let ended = if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(OnThisThread);
