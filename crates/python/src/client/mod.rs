@@ -3,7 +3,7 @@
 mod dispatch;
 
 use crate::channel::{self, address_object, headers_object};
-use crate::convert::{self, CloseCode, OpcodeArgument};
+use crate::convert::{self, CloseCode, KeyArgument, OpcodeArgument};
 use crate::latest::{ClientKeys, Keys};
 use crate::reconnect::Again;
 use crate::ticker::{Budget, Ticker, check_process};
@@ -104,7 +104,13 @@ impl WebSocketClient {
     }
 
     /// Keeps a message for the next connection, if that was asked for and there is room.
-    fn keep(&self, msg: &Bound<'_, PyAny>, opcode: Option<Opcode>, fin: bool) -> PyResult<bool> {
+    fn keep(
+        &self,
+        msg: &Bound<'_, PyAny>,
+        opcode: Option<Opcode>,
+        fin: bool,
+        key: Option<&KeyArgument>,
+    ) -> PyResult<bool> {
         // The parts of a message belong on one connection, as do pings.
         let whole = fin && matches!(opcode, None | Some(Opcode::Text | Opcode::Binary));
         if !whole || !self.life.lock().again.as_ref().is_some_and(|again| again.queue.is_used()) {
@@ -122,7 +128,10 @@ impl WebSocketClient {
                 State::Open(conn) if conn.is_open() => false,
                 // The message may be the last part of one that was lost.
                 State::Open(conn) | State::Closed { conn: Some(conn), .. } if conn.open_message().is_some() => false,
-                _ => again.queue.push(opcode, payload),
+                _ => match key {
+                    Some(KeyArgument(key)) => again.queue.push_keyed(key, opcode, payload),
+                    None => again.queue.push(opcode, payload),
+                },
             })
         })
     }
@@ -276,18 +285,28 @@ impl WebSocketClient {
 
     /// Queues a message to the server and returns at once; arguments, result and errors as in
     /// `WebSocketChannel.send`. Returns False before `on_open` and after the end; with `queue_bytes` of `Reconnect` a whole
-    /// message is kept for the next connection then, and True is returned, if there is room.
+    /// message is kept for the next connection then, and True is returned, if there is room. One with a key takes the place
+    /// of its predecessor there too.
     ///
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
-    #[pyo3(signature = (msg, opcode=None, fin=true))]
-    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<OpcodeArgument>, fin: bool) -> PyResult<bool> {
+    #[pyo3(signature = (msg, opcode=None, fin=true, *, key=None))]
+    fn send(
+        &self,
+        msg: &Bound<'_, PyAny>,
+        opcode: Option<OpcodeArgument>,
+        fin: bool,
+        key: Option<KeyArgument>,
+    ) -> PyResult<bool> {
         let opcode = opcode.map(|argument| argument.0);
+        if let Some(key) = &key {
+            key.check(opcode, fin)?;
+        }
         let conn = match &self.life.lock().state {
             State::Open(conn) => Some(Arc::clone(conn)),
             _ => None,
         };
-        let sent = conn.map(|conn| channel::send(&conn, "client", msg, opcode, fin)).transpose()?;
-        if sent == Some(true) { Ok(true) } else { self.keep(msg, opcode, fin) }
+        let sent = conn.map(|conn| channel::send(&conn, "client", msg, opcode, fin, key.as_ref())).transpose()?;
+        if sent == Some(true) { Ok(true) } else { self.keep(msg, opcode, fin, key.as_ref()) }
     }
 
     /// Begins the closing handshake behind everything that was sent, or gives up connecting.
@@ -393,6 +412,14 @@ impl WebSocketClient {
     fn buffered_amount(&self) -> usize {
         let kept = self.life.lock().again.as_ref().map_or(0, |again| again.queue.bytes());
         kept + self.connection().map_or(0, |conn| conn.buffered_amount())
+    }
+
+    /// Messages that did not leave because a newer one with the same key took their place, since the connection opened and
+    /// while it was waited for; see `send`.
+    #[getter]
+    fn replaced(&self) -> u64 {
+        let kept = self.life.lock().again.as_ref().map_or(0, |again| again.queue.replaced());
+        kept + self.connection().map_or(0, |conn| conn.replaced())
     }
 
     /// Messages that were not delivered because a newer one of the same key had come; see `latest` of `connect`.
