@@ -23,8 +23,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// What a message that waits counts beside its payload and its key: so that keys without end are bounded as bytes are.
-pub(crate) const KEPT: usize = 64;
+/// What a message that waits counts beside its payload and its key: so that keys without end are bounded as bytes are. With
+/// the byte that the bridge puts before a key these are 64.
+pub(crate) const KEPT: usize = 63;
 
 /// Frames made at a time: what a socket that turns out to be full can't have replaced any more.
 const WINDOW: usize = 16 << 10;
