@@ -40,6 +40,7 @@ class Gate:
         self._deaf = False
         self._loose = False  # something left behind the newest ping
         self._measuring = False
+        self._bare = False  # it has nothing in front of it
         self._prompt = 0  # prompt pongs in a row
         self._needed = 0
         self._since = 0
@@ -48,14 +49,14 @@ class Gate:
     def is_new(self) -> bool:
         return self._shortest is None and self._asked is None and not self._deaf
 
-    def _prompt_time(self) -> int:
+    def _late_after(self) -> int:
         return 0 if self._shortest is None else 2 * self._shortest + _LEEWAY
 
     def is_open(self, now: int) -> bool:
         """Whether a batch may begin."""
         if self._asked is None or self._deaf:
             return True
-        if self._free and now - self._asked[1] <= self._prompt_time():
+        if self._free and now - self._asked[1] <= self._late_after():
             return True
         if self._free:
             self._free = False
@@ -88,23 +89,25 @@ class Gate:
             return Then.LEAVE
         took, self._asked = now - self._asked[1], None
         measuring, self._measuring = self._measuring, False
+        bare, self._bare = self._bare, False
         if self._shortest is None:
             self._shortest, self._measured, self._needed = took, now, 1
+            self._bare = self._loose
             return Then.PING if self._loose else Then.LEAVE
         if measuring or took < self._shortest:
             self._shortest, self._measured = took, now
-        prompt = took <= self._prompt_time()
-        if self._free and prompt:
+        if self._free and took <= self._late_after():
             return Then.LEAVE
         self._free = False
-        self._prompt = self._prompt + 1 if prompt else 0
-        if self._prompt >= self._needed:
-            self._free, self._since, self._prompt = True, now, 0
-            return Then.LEAVE
-        if self._loose:
-            return Then.PING
-        self._measuring = now - self._measured > _MEASURE_EVERY
-        return Then.PING if self._measuring else Then.LEAVE
+        if not bare:
+            prompt = took <= self._shortest + self._shortest // 4 + _LEEWAY
+            self._prompt = self._prompt + 1 if prompt else 0
+            if self._prompt >= self._needed:
+                self._free, self._since, self._prompt = True, now, 0
+                return Then.LEAVE
+        self._measuring = not self._loose and now - self._measured > _MEASURE_EVERY
+        self._bare = self._loose or self._measuring
+        return Then.PING if self._bare else Then.LEAVE
 
     def patience(self, now: int) -> int | None:
         """Messages wait for an answer: how long until somebody is to look."""

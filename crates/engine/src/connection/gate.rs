@@ -11,7 +11,8 @@
 //! | free | at once | 50 ms after the last | careful, when a ping is late: 2 × the shortest round trip + 5 ms |
 //! | deaf | at once: the peer has answered nothing at all for 5 s | - | new, when it does |
 //!
-//! A batch is what waits when it begins. Who is free and then late needs twice as many prompt pongs the next time, so that a
+//! A batch is what waits when it begins. A pong is prompt when it takes a quarter more than the shortest and 5 ms, and counts
+//! when messages were in front of its ping. Who is free and then late needs twice as many prompt pongs the next time, so that a
 //! line that is just too narrow is not tried again and again. No sockets and no clock in here: `now` is an age.
 
 use std::time::Duration;
@@ -55,6 +56,8 @@ pub(super) struct Gate {
     loose: bool,
     /// The ping that is waited for is to measure the shortest round trip anew.
     measuring: bool,
+    /// It has nothing in front of it: how soon it is answered tells nothing of the messages.
+    bare: bool,
     /// Prompt pongs in a row, and how many are needed.
     prompt: u8,
     needed: u8,
@@ -74,8 +77,8 @@ impl Gate {
         self.shortest.is_none() && self.asked.is_none() && !self.deaf
     }
 
-    /// What a prompt pong takes at most.
-    fn prompt_time(&self) -> Duration {
+    /// What a pong of one that keeps up takes at most.
+    fn late_after(&self) -> Duration {
         self.shortest.map_or(Duration::ZERO, |(shortest, _)| shortest * 2 + LEEWAY)
     }
 
@@ -84,7 +87,7 @@ impl Gate {
         match self.asked {
             None => true,
             Some(_) if self.deaf => true,
-            Some((_, at)) if self.free && now.saturating_sub(at) <= self.prompt_time() => true,
+            Some((_, at)) if self.free && now.saturating_sub(at) <= self.late_after() => true,
             Some(_) => {
                 if std::mem::take(&mut self.free) {
                     // After a good while it is another time.
@@ -138,31 +141,33 @@ impl Gate {
         self.asked = None;
         let took = now.saturating_sub(at);
         let measuring = std::mem::take(&mut self.measuring);
-        let Some((shortest, mut measured)) = self.shortest else {
+        let bare = std::mem::take(&mut self.bare);
+        let Some((mut shortest, mut measured)) = self.shortest else {
             self.shortest = Some((took, now));
             self.needed = 1;
+            self.bare = self.loose;
             return if self.loose { Then::Ping } else { Then::Leave };
         };
         if measuring || took < shortest {
-            measured = now;
+            (shortest, measured) = (took, now);
             self.shortest = Some((took, now));
         }
-        let prompt = took <= self.prompt_time();
-        if self.free && prompt {
+        if self.free && took <= self.late_after() {
             return Then::Leave;
         }
         self.free = false;
-        self.prompt = if prompt { self.prompt + 1 } else { 0 };
-        if self.prompt >= self.needed {
-            (self.free, self.since, self.prompt) = (true, now, 0);
-            return Then::Leave;
+        if !bare {
+            let prompt = took <= shortest + shortest / 4 + LEEWAY;
+            self.prompt = if prompt { self.prompt + 1 } else { 0 };
+            if self.prompt >= self.needed {
+                (self.free, self.since, self.prompt) = (true, now, 0);
+                return Then::Leave;
+            }
         }
-        if self.loose {
-            return Then::Ping;
-        }
-        // Nothing of ours is under way: what this one takes is the way alone.
-        self.measuring = now.saturating_sub(measured) > MEASURE_EVERY;
-        if self.measuring { Then::Ping } else { Then::Leave }
+        // With nothing of ours under way, what the next takes is the way alone.
+        self.measuring = !self.loose && now.saturating_sub(measured) > MEASURE_EVERY;
+        self.bare = self.loose || self.measuring;
+        if self.bare { Then::Ping } else { Then::Leave }
     }
 
     /// Messages wait for an answer: how long until somebody is to look.
@@ -212,6 +217,10 @@ mod tests {
         gate.asks(2, ms(10));
         assert!(!gate.is_open(ms(19)));
         assert_eq!(gate.answered(2, ms(20)), Then::Leave);
+        assert!(!gate.free, "a ping with nothing in front tells nothing");
+        gate.left();
+        gate.asks(2, ms(20));
+        assert_eq!(gate.answered(2, ms(31)), Then::Leave);
         assert!(gate.free);
         gate
     }
@@ -221,7 +230,7 @@ mod tests {
         let mut gate = free();
         let mut number = 2;
         let mut pings = 0;
-        for now in 20..1020 {
+        for now in 70..1070 {
             assert!(gate.flows(ms(now)), "{now}");
             gate.left();
             if gate.wants_ping(ms(now)) {
@@ -284,7 +293,7 @@ mod tests {
         loop {
             number += 1;
             gate.asks(number, ms(now));
-            assert_eq!(gate.is_open(ms(now + 60)), false);
+            assert!(!gate.is_open(ms(now + 60)));
             now += 100;
             match gate.answered(number, ms(now)) {
                 Then::Ping => probes += 1,
@@ -296,7 +305,7 @@ mod tests {
             assert!(now < 20_000);
         }
         assert_eq!(probes, 1);
-        assert_eq!(gate.prompt_time(), ms(205));
+        assert_eq!(gate.late_after(), ms(205));
     }
 
     #[test]
