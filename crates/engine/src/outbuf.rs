@@ -432,6 +432,99 @@ mod tests {
         assert_eq!(got, b"nePING");
     }
 
+    /// Writes what can be written, at most `most` bytes at a time.
+    fn written(buf: &mut OutBuf, most: usize) -> (Vec<u8>, Flushed) {
+        let mut got = Vec::new();
+        let (_, done) = buf.flush(|s| {
+            let all: Vec<u8> = s.iter().flat_map(|s| s.to_vec()).collect();
+            let n = most.min(all.len());
+            got.extend_from_slice(&all[..n]);
+            Ok(n)
+        });
+        (got, done.unwrap())
+    }
+
+    #[test]
+    fn what_is_late_becomes_a_frame_in_its_place() {
+        for (most, large) in [(usize::MAX, false), (1, false), (3, true)] {
+            let mut buf = OutBuf::default();
+            buf.tail().extend_from_slice(b"one");
+            buf.push_late(Late::Keyed(Bytes::from_static(b"a")));
+            buf.push_late(Late::Message(wire::Opcode::Text, Bytes::from_static(b"later")));
+            buf.push_shared(Bytes::from_static(b"shared"));
+            buf.push_late(Late::Keyed(Bytes::from_static(b"b")));
+            buf.tail().extend_from_slice(b"end");
+            assert_eq!((buf.late(), buf.len()), (3, 3 + 5 + 6 + 3));
+            // Pings and pongs go past what waits, in the order among them.
+            buf.control().extend_from_slice(b"<ping>");
+            assert_eq!(written(&mut buf, most), (b"one<ping>".to_vec(), Flushed::Late));
+            buf.control().extend_from_slice(b"<pong>");
+            buf.control().extend_from_slice(b"<pong>");
+            let frame = |late: &Late| match late {
+                Late::Keyed(key) if large => [&key[..], &[b'.'; SMALL]].concat(),
+                Late::Keyed(key) => key.to_vec(),
+                Late::Message(_, payload) => payload.to_vec(),
+            };
+            let made = buf.resolve(usize::MAX, |late, into| {
+                let may = !matches!(late, Late::Keyed(key) if &key[..] == b"b");
+                if may {
+                    into.extend_from_slice(&frame(late));
+                }
+                may
+            });
+            assert!(made);
+            let a = frame(&Late::Keyed(Bytes::from_static(b"a")));
+            let want = [b"<pong><pong>", &a[..], b"latershared"].concat();
+            assert_eq!(written(&mut buf, most), (want, Flushed::Late));
+            assert!(!buf.resolve(usize::MAX, |_, _| false));
+            // One whose message has gone leaves nothing.
+            assert!(buf.resolve(usize::MAX, |_, _| true));
+            assert_eq!(written(&mut buf, most), (b"end".to_vec(), Flushed::All));
+            assert!(!buf.has_late());
+        }
+    }
+
+    #[test]
+    fn no_more_frames_are_made_than_can_leave() {
+        let mut buf = OutBuf::default();
+        for _ in 0..100 {
+            buf.push_late(Late::Keyed(Bytes::from_static(b"k")));
+        }
+        let mut make = |_: &Late, into: &mut Vec<u8>| {
+            into.extend_from_slice(&[0; 10]);
+            true
+        };
+        assert!(buf.resolve(35, &mut make));
+        assert_eq!((buf.late(), buf.len()), (96, 40));
+        assert!(!buf.resolve(35, &mut make), "there is enough");
+        assert_eq!(written(&mut buf, 7).0.len(), 40);
+        assert!(buf.resolve(usize::MAX, &mut make));
+        assert_eq!(written(&mut buf, usize::MAX), (vec![0; 960], Flushed::All));
+    }
+
+    #[test]
+    fn keys_are_dropped_and_thrown_away_like_messages() {
+        let keys = [Bytes::from_static(b"a"), Bytes::from_static(b"b"), Bytes::from_static(b"c")];
+        let mut buf = OutBuf::default();
+        buf.push_droppable(Bytes::from_static(b"one"));
+        let _ = buf.flush(|_| Err(io::ErrorKind::WouldBlock.into()));
+        for key in &keys {
+            buf.push_late(Late::Keyed(key.clone()));
+        }
+        let mut forgotten = Vec::new();
+        let forget = |key: &Bytes| {
+            forgotten.push(key.clone());
+            100
+        };
+        assert_eq!(buf.drop_oldest(150, forget), (3, 203));
+        assert_eq!((forgotten, buf.late()), (keys[..2].to_vec(), 1));
+        let mut rest = OutBuf::default();
+        rest.append(buf);
+        assert_eq!(rest.late(), 1);
+        assert_eq!(rest.take_unsent().into_keys().collect::<Vec<_>>(), keys[2..]);
+        assert!(!rest.has_late());
+    }
+
     #[test]
     fn errors_and_blocking_are_told() {
         let (mut buf, _) = filled();

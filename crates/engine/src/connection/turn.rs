@@ -56,7 +56,7 @@ impl Connection {
             }
             // Others are heartbeats that nobody asked for (RFC 6455 section 5.5.3).
             wire::Event::Pong(payload) => {
-                ponged = <[u8; 4]>::try_from(&*payload).map(u32::from_be_bytes).ok().or(ponged);
+                ponged = <[u8; 4]>::try_from(payload).map(u32::from_be_bytes).ok().or(ponged);
             }
             wire::Event::Close { code, reason } => closed = Some((code, reason.to_owned())),
         });
