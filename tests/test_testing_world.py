@@ -331,7 +331,7 @@ def test_at_one_percent_of_the_rate_a_client_sees_fresh_state(world: World, keye
     server = world.serve(Clock(), fps=fps)
     rate = size * fps / 100
     client = joined(world, server, link=Link(delay=delay, bandwidth=rate), fps=fps)
-    ages = []
+    ages: list[int] = []
     while len(ages) < 15:
         before = len(client.received)
         world.until(lambda before=before: len(client.received) > before, limit=10)  # type: ignore[misc]
