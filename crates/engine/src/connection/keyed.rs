@@ -48,8 +48,8 @@ struct Posted {
 struct Entry {
     /// Number of the newest message that is posted.
     posted: Option<u64>,
-    /// Has a chunk in the out-buffer exactly as long as it is there.
-    waiting: Option<Message>,
+    /// Has a chunk in the out-buffer exactly as long as it is there. With its era, if it was posted.
+    waiting: Option<(Message, Option<u64>)>,
     /// What it counts.
     charged: usize,
 }
@@ -87,7 +87,7 @@ impl Keyed {
         let Some(entry) = self.keys.get_mut(key) else { return };
         let newest = match entry.posted {
             Some(number) => self.posted.get(index(number, self.first)).map(|posted| &posted.message),
-            None => entry.waiting.as_ref(),
+            None => entry.waiting.as_ref().map(|(message, _)| message),
         };
         let now = newest.map_or(0, |message| cost(key, message));
         self.charged = self.charged - entry.charged + now;
@@ -143,17 +143,25 @@ impl Keyed {
         Some(posted)
     }
 
-    /// Drops what was posted first until the rest is no more than `limit`, but never the last; returns how many that were.
-    fn shed(&mut self, limit: usize) -> u64 {
-        let mut shed = 0;
+    /// Drops what was posted first until the rest is no more than `limit`, but never the last; returns how many that were. One
+    /// whose predecessor waits takes its place instead, so that not the older is left: the second number. Of the same era
+    /// only: else a broadcast that comes in between may not have been heard.
+    fn shed(&mut self, limit: usize) -> (u64, u64) {
+        let (mut dropped, mut replaced) = (0, 0);
         while self.posted_bytes > limit
             && self.posted.len() > 1
-            && let Some(posted) = self.unpost()
+            && let Some(Posted { key, message, era }) = self.unpost()
         {
-            self.settle(&posted.key);
-            shed += 1;
+            match self.keys.get_mut(&key).and_then(|entry| entry.waiting.as_mut()) {
+                Some(waiting) if waiting.1 == Some(era) => {
+                    waiting.0 = message;
+                    replaced += 1;
+                }
+                _ => dropped += 1,
+            }
+            self.settle(&key);
         }
-        shed
+        (dropped, replaced)
     }
 
     /// The pump has come to a message that was posted: it waits from here on.
@@ -162,23 +170,23 @@ impl Keyed {
             return Place::Gone;
         }
         match self.unpost() {
-            Some(Posted { key, message, .. }) => self.wait(key, message),
+            Some(Posted { key, message, era }) => self.wait(key, message, Some(era)),
             None => Place::Gone,
         }
     }
 
     /// A message waits from here on, at the place of its predecessor if that waits too.
-    fn wait(&mut self, key: Bytes, message: Message) -> Place {
-        let old = self.keys.entry(key.clone()).or_default().waiting.replace(message);
+    fn wait(&mut self, key: Bytes, message: Message, era: Option<u64>) -> Place {
+        let old = self.keys.entry(key.clone()).or_default().waiting.replace((message, era));
         self.settle(&key);
         if old.is_some() { Place::Taken } else { Place::New(key) }
     }
 
     /// The turn of a message that waits has come.
     fn take(&mut self, key: &Bytes) -> Option<Message> {
-        let message = self.keys.get_mut(key)?.waiting.take();
+        let waiting = self.keys.get_mut(key)?.waiting.take();
         self.settle(key);
-        message
+        waiting.map(|(message, _)| message)
     }
 }
 
@@ -248,18 +256,18 @@ impl Connection {
             }
         }
         let era = self.endpoint.keyed_broadcasts();
-        let (number, shed) = self.with_keyed(|keyed| {
+        let (number, (dropped, replaced)) = self.with_keyed(|keyed| {
             let number = keyed.post(key, message, era);
             let limit = self.endpoint.settings.max_buffered;
-            (number, if policy == SlowPolicy::DropOldest { keyed.shed(limit) } else { 0 })
+            (number, if policy == SlowPolicy::DropOldest { keyed.shed(limit) } else { (0, 0) })
         });
-        if shed > 0 {
-            self.count_dropped(shed);
+        if dropped > 0 {
+            self.count_dropped(dropped);
             self.refused.store(true, Ordering::SeqCst);
         }
-        match number {
-            Some(number) => DownQueue::push(&self.io, Command::FetchKeyed { conn: Arc::clone(self), number }),
-            None => self.count_replaced(1),
+        self.count_replaced(replaced + u64::from(number.is_none()));
+        if let Some(number) = number {
+            DownQueue::push(&self.io, Command::FetchKeyed { conn: Arc::clone(self), number });
         }
         Ok(())
     }
@@ -308,7 +316,7 @@ impl Connection {
             self.make_room(inner, cost(key, &message).saturating_sub(before));
         }
         if !self.is_over_with(key, &message) {
-            let place = self.with_keyed(|keyed| keyed.wait(key.clone(), message));
+            let place = self.with_keyed(|keyed| keyed.wait(key.clone(), message, None));
             self.placed(inner, place);
             inner.life.talked = true;
         } else if policy == SlowPolicy::Close {
@@ -538,7 +546,7 @@ mod tests {
         assert_eq!(keyed.post(&key("a"), text("newest"), 1), None);
         assert_eq!(keyed.charged, KEPT + 7);
         assert_eq!(keyed.fetch(before), Place::New(key("a")));
-        assert_eq!(keyed.wait(key("a"), text("broadcast")), Place::Taken);
+        assert_eq!(keyed.wait(key("a"), text("broadcast"), None), Place::Taken);
         assert_eq!(keyed.charged, KEPT + 7, "the newest counts");
         assert_eq!(keyed.fetch(behind), Place::Taken);
         assert_eq!(newest(&mut keyed, "a").unwrap(), b"newest");
@@ -551,16 +559,16 @@ mod tests {
         for name in ["a", "b", "c"] {
             keyed.post(&key(name), text("x"), 0);
         }
-        assert_eq!(keyed.shed(2 * (KEPT + 2)), 1);
+        assert_eq!(keyed.shed(2 * (KEPT + 2)), (1, 0));
         assert_eq!(keyed.fetch(0), Place::Gone);
         assert_eq!(keyed.fetch(1), Place::New(key("b")));
-        assert_eq!(keyed.shed(0), 0, "the newest is never dropped");
+        assert_eq!(keyed.shed(0), (0, 0), "the newest is never dropped");
         assert_eq!(keyed.charged, 2 * (KEPT + 2));
-        // One that waits is left when its successor is dropped.
+        // One whose predecessor waits takes its place.
         keyed.post(&key("b"), text("yyy"), 0);
         keyed.post(&key("d"), text("x"), 0);
-        assert_eq!(keyed.shed(0), 2);
-        assert_eq!(newest(&mut keyed, "b").unwrap(), b"x");
+        assert_eq!(keyed.shed(0), (1, 1));
+        assert_eq!(newest(&mut keyed, "b").unwrap(), b"yyy");
         assert_eq!(newest(&mut keyed, "c"), None);
         assert_eq!(keyed.charged, KEPT + 2);
     }
