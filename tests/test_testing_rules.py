@@ -328,7 +328,9 @@ def test_until_the_peer_has_read_the_newest_waits(net: Net) -> None:
     server = net.serve(RecordingServer(), compression=None)
     client, channel = opened(net, server)
     net.block(client)
-    for number in range(100):
+    channel.send("a00", key="a")
+    net.wait(lambda: channel.buffered_amount == 0)
+    for number in range(1, 100):
         assert channel.send(f"a{number:02}", key="a")
     server.broadcast("b00", key="b")
     channel.send("plain")
@@ -350,8 +352,10 @@ def test_closing_waits_for_no_pong(net: Net) -> None:
     server = net.serve(RecordingServer())
     client, channel = opened(net, server)
     net.block(client)
-    for text in ("first", "second", "third"):
-        channel.send(text, key="a")
+    channel.send("first", key="a")
+    net.wait(lambda: channel.buffered_amount == 0)
+    channel.send("second", key="a")
+    channel.send("third", key="a")
     channel.close(4000)
     assert channel.send("too late", key="a") is False
     net.unblock(client)
