@@ -476,7 +476,7 @@ def test_compressed_messages_leave_in_the_order_in_which_they_were_compressed(
                 received: list[Any] = []
                 while received.count("b19 " * 50) == 0 or received[-1] != expected[-1]:
                     received.append(client.recv(10))
-                    assert len(received) < 300
+                    assert len(received) < 100_000
                 assert [msg for msg in received if msg[0] in "pt"] == expected
                 assert [msg for msg in received if msg[0] == "b"] == ["b19 " * 50]
                 assert received.index("a19 " * 50) < received.index(expected[0])
