@@ -89,8 +89,15 @@ def test_every_entry_says_something(entries: dict[str, list[Any]]) -> None:
 @pytest.mark.parametrize(
     ("name", "signature"),
     [
-        ("pyhv.HvWebServer.broadcast", "(msg: str | Buffer, exclude: WebSocketChannel | None = None) -> None"),
-        ("pyhv.WebSocketChannel.send", "(msg: str | Buffer, opcode: int | None = None, fin: bool = True) -> bool"),
+        (
+            "pyhv.HvWebServer.broadcast",
+            "(msg: str | Buffer, exclude: WebSocketChannel | None = None, *, key: str | bytes | None = None) -> None",
+        ),
+        (
+            "pyhv.WebSocketChannel.send",
+            "(msg: str | Buffer, opcode: int | None = None, fin: bool = True, *, "
+            "key: str | bytes | None = None) -> bool",
+        ),
         ("pyhv.HvWebServer.pending", ": int"),
         ("pyhv.safe_filename", "(name: str) -> str"),
     ],

@@ -27,6 +27,7 @@ class Obeying(RecordingServer):
 
     def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
         super().on_ws_open(channel, url)
+        self.keys = getattr(self, "keys", 0)
         channel.send(f"welcome {url}")
         self.broadcast(f"{url} is here", exclude=channel)
 
@@ -44,6 +45,16 @@ class Obeying(RecordingServer):
             channel.send(rest, fin=False)
             self.broadcast("held back")
             channel.send(rest)
+        elif word == "keyed":
+            # Keys that come once: what is replaced depends on how the network cuts it.
+            self.keys += 3
+            channel.send(rest, key=f"{self.keys}")
+            channel.send("behind")
+            self.broadcast(f"keyed for all {rest}", key=b"%d" % self.keys)
+            channel.send("one, ", fin=False)
+            self.broadcast(f"keyed and held back {rest}", key=f"{self.keys + 1}", exclude=None)
+            channel.send("two")
+            channel.send(f"keyed last {rest}", key=f"{self.keys + 2}")
         elif word == "bye":
             channel.send("last")
             channel.close(4000, rest)
@@ -137,7 +148,7 @@ def calls(chance: random.Random, client: bool) -> list[tuple[Any, ...]]:
     made: list[tuple[Any, ...]] = []
     for _ in range(chance.randint(1, 4)):
         number = chance.randint(0, 999)
-        command = chance.choice(["all", "others", "twice", "bye", "raise"]) if chance.random() < 0.5 else "say"
+        command = chance.choice(["all", "others", "twice", "keyed", "bye", "raise"]) if chance.random() < 0.5 else "say"
         choices: list[list[tuple[Any, ...]]] = [
             [("send", f"{command} {number}" if client else f"say {number}")],
             [("send", f"{command} {number}" if client else f"say {number}")],

@@ -305,6 +305,112 @@ BAD_SENDS: list[tuple[Any, ...]] = [
 ]
 
 
+def test_the_newest_of_a_key_leaves_at_the_place_of_the_first(net: Net) -> None:
+    class Answering(RecordingServer):
+        def on_ws_message(self, channel: WebSocketChannel, msg: str | bytes) -> None:
+            channel.send("a1", key="a")
+            channel.send("plain")
+            self.broadcast("b1", key="b")
+            channel.send(b"a2", key="a")
+            channel.send("c", key=b"a")
+            channel.send("b2", WsOpcode.BINARY, key="b")
+            self.broadcast("c2", key=b"a")
+
+    server = net.serve(Answering())
+    client, channel = opened(net, server)
+    client.send("go")
+    net.until(lambda: len(client.received) == 4)
+    assert client.received == [b"a2", "plain", b"b2", "c2"]
+    assert (channel.replaced, channel.dropped, channel.buffered_amount) == (3, 0, 0)
+
+
+def test_until_the_peer_has_read_the_newest_waits(net: Net) -> None:
+    server = net.serve(RecordingServer(), compression=None)
+    client, channel = opened(net, server)
+    net.block(client)
+    channel.send("a00", key="a")
+    net.wait(lambda: channel.buffered_amount == 0)
+    for number in range(1, 100):
+        assert channel.send(f"a{number:02}", key="a")
+    server.broadcast("b00", key="b")
+    channel.send("plain")
+    server.broadcast("b01", key="b")
+    net.wait(lambda: channel.replaced == 99)
+    assert channel.buffered_amount == 2 * (3 + 1 + 64) + 7
+    net.unblock(client)
+    net.until(lambda: len(client.received) == 4)
+    assert client.received == ["a00", "a99", "b01", "plain"]
+    net.wait(lambda: channel.buffered_amount == 0)
+    # The server waits for it in the same way, from the other side.
+    for number in range(3):
+        assert client.send(f"{number}", key="a")
+    net.until(lambda: server.record.count("message") + client.replaced == 3)
+    assert server.record.values("message")[-1] == "2"
+
+
+def test_closing_waits_for_no_pong(net: Net) -> None:
+    server = net.serve(RecordingServer())
+    client, channel = opened(net, server)
+    net.block(client)
+    channel.send("first", key="a")
+    net.wait(lambda: channel.buffered_amount == 0)
+    channel.send("second", key="a")
+    channel.send("third", key="a")
+    channel.close(4000)
+    assert channel.send("too late", key="a") is False
+    net.unblock(client)
+    net.until(lambda: client.close_code is not None)
+    assert (client.received, client.close_code) == (["first", "third"], 4000)
+
+
+@pytest.mark.parametrize("policy", ["close", "drop_newest", "drop_oldest"])
+def test_keys_count_towards_the_limit(net: Net, policy: str) -> None:
+    server = net.serve(RecordingServer(), max_buffered=1000, slow_policy=policy, compression=None, ping_interval=None)
+    client, channel = opened(net, server)
+    net.block(client)
+    channel.send("first", key="first")
+    net.wait(lambda: channel.buffered_amount == 0)
+    sent = [channel.send(f"{number}".ljust(235, "."), key=f"{number % 3}") for number in range(30)]
+    assert sent == [True] * 30
+    net.wait(lambda: channel.buffered_amount == 3 * 300)
+    sent = [channel.send(f"{number}".ljust(235, "."), key=f"{number}") for number in range(90, 95)]
+    expected = {"close": [False] * 5, "drop_newest": [False] * 5, "drop_oldest": [True] * 5}
+    assert sent == expected[policy]
+    if policy == "close":
+        net.until(lambda: channel.close_code == 1008)
+        return
+    net.wait(lambda: channel.dropped == 5)
+    assert channel.replaced == 27
+    net.unblock(client)
+    net.until(lambda: len(client.received) == 4)
+    numbers = [int(str(msg).rstrip(".")) for msg in client.received[1:]]
+    assert numbers == ([27, 28, 29] if policy == "drop_newest" else [92, 93, 94])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"key": 5}, TypeError),
+        ({"key": bytearray(b"a")}, TypeError),
+        ({"key": "a", "fin": False}, ValueError),
+        ({"key": "a", "opcode": WsOpcode.PONG}, ValueError),
+        ({"key": "a", "opcode": WsOpcode.CONTINUATION}, ValueError),
+    ],
+)
+def test_what_can_have_no_key(net: Net, options: dict[str, Any], error: type[Exception]) -> None:
+    server = net.serve(RecordingServer())
+    client, channel = opened(net, server)
+    for end in (client, channel):
+        with pytest.raises(error, match="key"):
+            end.send("x", **options)
+    if error is TypeError:
+        with pytest.raises(error, match="key"):
+            server.broadcast("x", **options)
+    channel.send("begun", fin=False)
+    with pytest.raises(ValueError, match="a fragmented message is open"):
+        channel.send("x", key="a")
+
+
 def have_one(*records: Record) -> bool:
     return all(record.count("message") for record in records)
 

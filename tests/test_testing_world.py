@@ -317,6 +317,35 @@ def test_bandwidth_and_buffered_amount(world: World) -> None:
     assert client.buffered_amount == 0
 
 
+@pytest.mark.parametrize(("keyed", "delay"), [(True, 0.0), (True, 0.1), (False, 0.0)])
+def test_at_one_percent_of_the_rate_a_client_sees_fresh_state(world: World, keyed: bool, delay: float) -> None:
+    size, fps = 1000, 60
+
+    class Clock(RecordingServer):
+        now = 0
+
+        def on_tick(self) -> None:
+            self.now += 1
+            self.broadcast(f"{self.now}".ljust(size, "."), key="now" if keyed else None)
+
+    server = world.serve(Clock(), fps=fps)
+    rate = size * fps / 100
+    client = joined(world, server, link=Link(delay=delay, bandwidth=rate), fps=fps)
+    ages: list[int] = []
+    while len(ages) < 15:
+        before = len(client.received)
+        world.until(lambda before=before: len(client.received) > before, limit=10)  # type: ignore[misc]
+        ages.append(server.now - int(str(client.received[-1]).rstrip(".")))
+        assert not keyed or server.channels[0].buffered_amount < 2 * size
+    # Two intervals, and what was sent while the message was on its way. The first met the handshake on the line.
+    on_its_way = ((size + 4) / rate + delay) * fps
+    if keyed:
+        assert max(ages[1:]) <= on_its_way + 2, ages
+        assert server.channels[0].replaced > 14 * 97
+    else:
+        assert ages[-1] > 14 * on_its_way
+
+
 def test_jitter_varies_but_nothing_overtakes(world: World) -> None:
     server = Timed(world)
     world.serve(server, fps=1000)

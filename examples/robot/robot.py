@@ -89,11 +89,8 @@ class Dashboard(pyhv.HvWebServer):
                 channel.close(1007, 'expected {"target": -3 to 3} or {"push": -20 to 20}')
 
     def show(self, **values: float) -> None:
-        """Sends the newest values to every page that has taken what it was sent before."""
-        text = json.dumps(values)
-        for channel in self.channels:
-            if channel.buffered_amount == 0:
-                channel.send(text)
+        """Sends the newest values to every page, in the place of those that it has not been sent yet."""
+        self.broadcast(json.dumps(values), key="values")
 
 
 def control(joint: Joint, dashboard: Dashboard) -> None:

@@ -21,7 +21,8 @@ class Reconnect:
     :param min_uptime: how long a connection has to be open for attempts and delays to begin anew after it. After a
         shorter one they go on, so that a server that accepts and closes at once is left in peace.
     :param queue_bytes: how much `send` keeps while there is no connection, to be sent first of all on the next; a
-        message counts with its frame's head, as 14 bytes more. 0: nothing, and `send` returns False. At most
+        message counts with its frame's head, as 14 bytes more, and one with a key, which takes the place of its
+        predecessor here too, with the key and 64 bytes. 0: nothing, and `send` returns False. At most
         `max_buffered`.
 
     Raises ValueError or TypeError for bad values.

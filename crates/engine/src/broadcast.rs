@@ -14,6 +14,7 @@ use crate::stats::Sent;
 use crate::wire;
 use crate::wire::deflate::{CompressParams, compress_shared, worth_compressing};
 use bytes::Bytes;
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -38,12 +39,22 @@ pub(crate) struct Broadcast {
     pub(crate) plain: Bytes,
     /// The channel that does not get it.
     exclude: Option<u32>,
+    /// A newer one with the same key takes its place.
+    pub(crate) key: Option<Bytes>,
+    /// How many places it has taken.
+    pub(crate) replaced: u64,
 }
 
 impl Broadcast {
     /// `plain`: the message as an uncompressed frame whose payload begins at `payload`.
-    pub(crate) fn new(opcode: wire::Opcode, plain: Bytes, payload: usize, exclude: Option<u32>) -> Self {
-        Self { opcode, payload: plain.slice(payload..), plain, exclude }
+    pub(crate) fn new(
+        opcode: wire::Opcode,
+        plain: Bytes,
+        payload: usize,
+        exclude: Option<u32>,
+        key: Option<Bytes>,
+    ) -> Self {
+        Self { opcode, payload: plain.slice(payload..), plain, exclude, key, replaced: 0 }
     }
 
     /// The frame for all who agreed on `params`, without takeover.
@@ -134,6 +145,10 @@ pub(crate) struct Room {
     content: usize,
     /// Few: browsers agree on one set of parameters.
     variants: Vec<Variant>,
+    /// Where the newest message of each key is.
+    keys: HashMap<Bytes, usize>,
+    /// How many messages somebody has heard already: they stay as they are.
+    heard: usize,
 }
 
 impl Room {
@@ -145,6 +160,42 @@ impl Room {
     /// Length of all frames, uncompressed.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Whether there are messages with a key.
+    pub(crate) fn has_keys(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// How many messages for this channel gave way to newer ones.
+    pub(crate) fn replaced(&self, channel: u32) -> u64 {
+        if !self.has_keys() {
+            return 0;
+        }
+        let messages = self.messages.iter().filter(|message| message.exclude != Some(channel));
+        messages.map(|message| message.replaced).sum()
+    }
+
+    /// Notes a message: behind the others, or in the place of one with the same key that nobody has heard.
+    fn note(&mut self, mut message: Broadcast) {
+        let index = self.messages.len();
+        if let Some(key) = &message.key
+            && let Some(before) = self.keys.insert(key.clone(), index)
+            && before >= self.heard
+            && self.messages[before].exclude == message.exclude
+        {
+            self.keys.insert(key.clone(), before);
+            let old = &mut self.messages[before];
+            self.len = self.len - old.plain.len() + message.plain.len();
+            self.content = self.content - old.payload.len() + message.payload.len();
+            message.replaced = old.replaced + 1;
+            *old = message;
+            return;
+        }
+        self.len += message.plain.len();
+        self.content += message.payload.len();
+        self.excluded.extend(message.exclude.map(|channel| (channel, index)));
+        self.messages.push(message);
     }
 
     /// A message, unless this channel does not get it.
@@ -211,20 +262,18 @@ impl Round {
     pub(crate) fn note(&mut self, endpoint: Arc<Endpoint>, message: Broadcast) {
         let index = self.rooms.iter().position(|room| Arc::ptr_eq(&room.endpoint, &endpoint)).unwrap_or_else(|| {
             let (messages, excluded, variants) = (Vec::new(), Vec::new(), Vec::new());
-            self.rooms.push(Room { endpoint, messages, excluded, len: 0, content: 0, variants });
+            let keys = HashMap::new();
+            self.rooms.push(Room { endpoint, messages, excluded, len: 0, content: 0, variants, keys, heard: 0 });
             self.rooms.len() - 1
         });
-        let room = &mut self.rooms[index];
-        room.len += message.plain.len();
-        room.content += message.payload.len();
-        room.excluded.extend(message.exclude.map(|channel| (channel, room.messages.len())));
-        room.messages.push(message);
+        self.rooms[index].note(message);
     }
 
     /// Before anything else is queued on a connection: what was broadcast earlier.
     pub(crate) fn catch_up(&mut self, conn: &Arc<Connection>, touched: &mut Vec<Arc<Connection>>) {
         if let Some(room) = self.rooms.iter_mut().find(|room| Arc::ptr_eq(&room.endpoint, conn.endpoint())) {
             conn.hear(room, touched);
+            room.heard = room.messages.len();
         }
     }
 

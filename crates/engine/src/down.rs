@@ -58,10 +58,19 @@ pub(crate) enum Command {
     Message { conn: Arc<Connection>, opcode: wire::Opcode, payload: Bytes },
     /// A message that waits in the connection's mailbox, unless newer ones have taken its room.
     Fetch { conn: Arc<Connection>, number: u64 },
+    /// A message with a key that was posted, unless it has gone.
+    FetchKeyed { conn: Arc<Connection>, number: u64 },
     /// The program knows the channel from here on: broadcasts reach it.
     Announce(Arc<Connection>),
     /// A frame for every announced open channel of the endpoint on this thread but one.
-    Broadcast { endpoint: Arc<Endpoint>, opcode: wire::Opcode, frame: Bytes, payload: usize, exclude: Option<u32> },
+    Broadcast {
+        endpoint: Arc<Endpoint>,
+        opcode: wire::Opcode,
+        frame: Bytes,
+        payload: usize,
+        exclude: Option<u32>,
+        key: Option<Bytes>,
+    },
     /// Begin or answer the closing handshake.
     Close { conn: Arc<Connection>, kind: CloseKind, code: Option<u16>, reason: String },
     /// Close every channel of the endpoint on this thread.
@@ -84,6 +93,7 @@ impl Command {
             | Self::Frame { conn, .. }
             | Self::Message { conn, .. }
             | Self::Fetch { conn, .. }
+            | Self::FetchKeyed { conn, .. }
             | Self::Announce(conn)
             | Self::Close { conn, .. } => Some(conn),
             Self::Broadcast { .. }
@@ -325,8 +335,9 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, 
                 conn.queue_message(opcode, &payload, touched);
             }
         }
-        Command::Broadcast { endpoint, opcode, frame, payload, exclude } => {
-            round.note(endpoint, Broadcast::new(opcode, frame, payload, exclude));
+        Command::FetchKeyed { conn, number } => conn.queue_keyed(number, touched),
+        Command::Broadcast { endpoint, opcode, frame, payload, exclude, key } => {
+            round.note(endpoint, Broadcast::new(opcode, frame, payload, exclude, key));
         }
         Command::Close { conn, kind, code, reason } => conn.send_close(kind, code, &reason, touched),
         Command::CloseAll { endpoint, code } => {

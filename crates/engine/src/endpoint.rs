@@ -80,6 +80,9 @@ pub struct Endpoint {
     ticks: AtomicUsize,
     /// [`coarse_millis`] of the last of them; at first when this was made.
     last_tick: AtomicU64,
+    /// Broadcasts with a key so far. Relaxed: what one thread has broadcast it sees itself, and between threads there is
+    /// no order to keep.
+    keyed_broadcasts: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -208,6 +211,7 @@ impl Endpoint {
             ticks: AtomicUsize::new(0),
             last_tick: AtomicU64::new(coarse_millis()),
             stats: Stats::new(runtime.threads.len()),
+            keyed_broadcasts: AtomicU64::new(0),
             runtime,
         });
         for io in &endpoint.runtime.threads {
@@ -461,15 +465,30 @@ impl Endpoint {
         None
     }
 
-    /// Sends a message to every open channel but one. Costs the caller one encoding, whatever their number.
-    pub fn broadcast(self: &Arc<Self>, opcode: wire::Opcode, payload: &[u8], exclude: Option<u32>) {
+    /// How many broadcasts with a key there have been.
+    pub(crate) fn keyed_broadcasts(&self) -> u64 {
+        self.keyed_broadcasts.load(Ordering::Relaxed)
+    }
+
+    /// Sends a message to every open channel but one. Costs the caller one encoding, whatever their number. `key`: it takes
+    /// the place of one with the same key that has not left.
+    pub fn broadcast(
+        self: &Arc<Self>,
+        opcode: wire::Opcode,
+        payload: &[u8],
+        exclude: Option<u32>,
+        key: Option<&Bytes>,
+    ) {
+        if key.is_some() {
+            self.keyed_broadcasts.fetch_add(1, Ordering::Relaxed);
+        }
         let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);
         wire::encode_frame(&mut frame, opcode, true, payload, None);
         let header = frame.len() - payload.len();
         let frame = Bytes::from(frame);
         for io in &self.runtime.threads {
-            let (endpoint, frame) = (Arc::clone(self), frame.clone());
-            DownQueue::push(io, Command::Broadcast { endpoint, opcode, frame, payload: header, exclude });
+            let (endpoint, frame, key) = (Arc::clone(self), frame.clone(), key.cloned());
+            DownQueue::push(io, Command::Broadcast { endpoint, opcode, frame, payload: header, exclude, key });
         }
     }
 

@@ -16,9 +16,10 @@
 //! "full jitter" of Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015, which needs the fewest calls.
 
 use crate::client::ConnectError;
-use crate::connection::{CloseInfo, Connection, TOO_SLOW};
+use crate::connection::{CloseInfo, Connection, KEPT, TOO_SLOW};
 use crate::wire::{MAX_HEADER, MessageKind, Opcode};
-use std::collections::VecDeque;
+use bytes::Bytes;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -124,10 +125,24 @@ pub fn is_final(end: &CloseInfo) -> bool {
 pub struct Queue {
     limit: usize,
     bytes: usize,
-    /// The messages, and how long each is.
-    messages: VecDeque<(Opcode, usize)>,
-    /// Their payloads, one behind the other.
+    /// The messages, oldest first, numbered from `first` on.
+    messages: VecDeque<Kept>,
+    first: u64,
+    /// The payloads of those without a key, one behind the other.
     arena: Vec<u8>,
+    /// Numbers of those with a key.
+    keys: HashMap<Bytes, u64>,
+    /// How many newer ones have replaced.
+    replaced: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    opcode: Opcode,
+    /// Of the payload.
+    len: usize,
+    /// The key, and the payload of its newest message.
+    keyed: Option<(Bytes, Bytes)>,
 }
 
 impl Queue {
@@ -143,7 +158,8 @@ impl Queue {
         self.limit > 0
     }
 
-    /// What waits, in bytes of frames: a message counts with the largest head that it can have.
+    /// What waits, in bytes of frames: a message counts with the largest head that it can have, one with a key as on a
+    /// connection.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -156,22 +172,59 @@ impl Queue {
             return false;
         }
         self.bytes += cost;
-        self.messages.push_back((opcode, payload.len()));
+        self.messages.push_back(Kept { opcode, len: payload.len(), keyed: None });
         self.arena.extend_from_slice(payload);
         true
+    }
+
+    /// The same of a message with a key, in the place of one with the same key. Without room that one stays.
+    pub fn push_keyed(&mut self, key: &Bytes, opcode: Opcode, payload: &[u8]) -> bool {
+        let known = self.keys.get(key).and_then(|number| usize::try_from(number - self.first).ok());
+        let old = known.and_then(|index| self.messages.get_mut(index));
+        let before = old.as_ref().map_or(0, |kept| kept.len + key.len() + KEPT);
+        let cost = payload.len() + key.len() + KEPT;
+        if cost > self.limit - (self.bytes - before) {
+            return false;
+        }
+        self.bytes = self.bytes - before + cost;
+        let keyed = Some((key.clone(), Bytes::copy_from_slice(payload)));
+        let kept = Kept { opcode, len: payload.len(), keyed };
+        if let Some(old) = old {
+            *old = kept;
+            self.replaced += 1;
+        } else {
+            self.keys.insert(key.clone(), self.first + self.messages.len() as u64);
+            self.messages.push_back(kept);
+        }
+        true
+    }
+
+    /// How many messages newer ones have replaced, since all that waited was sent.
+    #[must_use]
+    pub fn replaced(&self) -> u64 {
+        self.replaced
     }
 
     /// Sends what waits. What a connection does not take, because it has been lost already, waits on.
     pub fn send(&mut self, conn: &Arc<Connection>) {
         let mut sent = 0;
-        while let Some(&(opcode, len)) = self.messages.front() {
-            let kind = if opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary };
-            if conn.send(Some(opcode), kind, true, &self.arena[sent..sent + len]).is_err() {
+        conn.count_replaced(std::mem::take(&mut self.replaced));
+        while let Some(Kept { opcode, len, keyed }) = self.messages.front() {
+            let kind = if *opcode == Opcode::Text { MessageKind::Text } else { MessageKind::Binary };
+            let (result, cost) = match keyed {
+                Some((key, payload)) => (conn.send_keyed(key, Some(*opcode), kind, payload), len + key.len() + KEPT),
+                None => (conn.send(Some(*opcode), kind, true, &self.arena[sent..sent + len]), len + MAX_HEADER),
+            };
+            if result.is_err() {
                 break;
             }
-            sent += len;
-            self.bytes -= len + MAX_HEADER;
+            self.bytes -= cost;
+            match keyed {
+                Some((key, _)) => drop(self.keys.remove(key)),
+                None => sent += len,
+            }
             self.messages.pop_front();
+            self.first += 1;
         }
         if self.messages.is_empty() {
             *self = Self::new(self.limit);
@@ -310,5 +363,21 @@ mod tests {
         assert!(!queue.push(Opcode::Binary, b""));
         assert_eq!(queue.bytes(), 2 * MAX_HEADER + 3);
         assert!(!Queue::new(0).push(Opcode::Text, b""));
+    }
+
+    #[test]
+    fn a_queue_keeps_the_newest_of_a_key() {
+        let (a, b) = (Bytes::from_static(b"a"), Bytes::from_static(b"b"));
+        let mut queue = Queue::new(2 * (KEPT + 3));
+        assert!(queue.push_keyed(&a, Opcode::Text, b"1"));
+        assert!(queue.push_keyed(&b, Opcode::Text, b"1"));
+        assert!(queue.push_keyed(&a, Opcode::Binary, b"22"));
+        assert_eq!((queue.bytes(), queue.replaced()), (2 * KEPT + 5, 1));
+        assert!(!queue.push_keyed(&b, Opcode::Text, b"333"));
+        assert!(!queue.push(Opcode::Text, b""));
+        assert!(queue.push_keyed(&b, Opcode::Text, b"22"));
+        let payloads: Vec<_> = queue.messages.iter().map(|kept| kept.keyed.clone().unwrap()).collect();
+        assert_eq!(payloads, [(a, Bytes::from_static(b"22")), (b, Bytes::from_static(b"22"))]);
+        assert_eq!((queue.bytes(), queue.replaced()), (2 * KEPT + 6, 2));
     }
 }

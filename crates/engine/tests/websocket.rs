@@ -233,11 +233,11 @@ fn sends_broadcasts_and_close_keep_the_order_of_the_calls() {
     {
         let _cork = Cork::new();
         conn.send(None, MessageKind::Text, true, b"1").unwrap();
-        program.endpoint().broadcast(Opcode::Text, b"2", None);
+        program.endpoint().broadcast(Opcode::Text, b"2", None, None);
         conn.send(None, MessageKind::Text, true, b"3").unwrap();
-        program.endpoint().broadcast(Opcode::Text, b"not for this one", Some(channel));
+        program.endpoint().broadcast(Opcode::Text, b"not for this one", Some(channel), None);
         conn.send(None, MessageKind::Text, true, &vec![b'4'; 5000]).unwrap();
-        program.endpoint().broadcast(Opcode::Text, b"5", None);
+        program.endpoint().broadcast(Opcode::Text, b"5", None, None);
         assert!(conn.close(Some(1000), "bye"));
         assert!(conn.send(None, MessageKind::Text, true, b"6").is_err());
     }
@@ -254,7 +254,7 @@ fn a_broadcast_waits_for_the_end_of_a_fragmented_message_and_a_ping_does_not() {
     let (mut peer, channel) = program.open();
     let conn = Arc::clone(&program.conns[&channel]);
     conn.send(None, MessageKind::Text, false, b"one ").unwrap();
-    program.endpoint().broadcast(Opcode::Text, b"broadcast", None);
+    program.endpoint().broadcast(Opcode::Text, b"broadcast", None, None);
     conn.send(Some(Opcode::Ping), MessageKind::Binary, true, b"!").unwrap();
     conn.send(None, MessageKind::Text, true, b"message").unwrap();
     assert_eq!(peer.read(3), ["ping !", "one message", "broadcast"]);
@@ -269,10 +269,10 @@ fn a_broadcast_reaches_no_channel_whose_open_was_not_delivered() {
     while !program.endpoint().inbox.is_ready() {
         assert!(Instant::now() < end, "no second open");
     }
-    program.endpoint().broadcast(Opcode::Text, b"early", None);
+    program.endpoint().broadcast(Opcode::Text, b"early", None, None);
     assert_eq!(known.read(1), ["early"]);
     program.tick_until("second open", |p| p.conns.len() == 2);
-    program.endpoint().broadcast(Opcode::Text, b"late", None);
+    program.endpoint().broadcast(Opcode::Text, b"late", None, None);
     assert_eq!(unknown.read(1), ["late"]);
 }
 

@@ -1,6 +1,6 @@
 //! `WebSocketChannel`: a server's end of one WebSocket connection.
 
-use crate::convert::{self, CloseCode, OpcodeArgument};
+use crate::convert::{self, CloseCode, KeyArgument, OpcodeArgument};
 use crate::ticker::check_process;
 use parking_lot::Mutex;
 use pyhv_engine::connection::{Connection, SendError};
@@ -35,13 +35,15 @@ struct Values {
     query: Option<Py<PyAny>>,
 }
 
-/// Sends one frame: what `channel.send` and `client.send` share. `what`: whose connection, for the error.
+/// Sends one frame: what `channel.send` and `client.send` share. `what`: whose connection, for the error. A key has been
+/// checked.
 pub(crate) fn send(
     conn: &Arc<Connection>,
     what: &str,
     msg: &Bound<'_, PyAny>,
     opcode: Option<Opcode>,
     fin: bool,
+    key: Option<&KeyArgument>,
 ) -> PyResult<bool> {
     // In a child of fork() the locks below may be held by threads that are not there.
     check_process(conn.endpoint(), what)?;
@@ -53,7 +55,11 @@ pub(crate) fn send(
             };
             convert::check_payload(opcode, text, kind, payload)?;
         }
-        match conn.send(opcode, kind, fin, payload) {
+        let sent = match key {
+            Some(KeyArgument(key)) => conn.send_keyed(key, opcode, kind, payload),
+            None => conn.send(opcode, kind, fin, payload),
+        };
+        match sent {
             Ok(()) => Ok(true),
             Err(SendError::Closed | SendError::Dropped) => Ok(false),
             Err(SendError::Sequence(error)) => Err(PyValueError::new_err(error.to_string())),
@@ -123,14 +129,27 @@ impl WebSocketChannel {
     /// else: TEXT or BINARY; PING or PONG (at most 125 bytes); CONTINUATION for a later fragment. fin: False sends a
     /// fragment of a message that the next `send` continues (RFC 6455 section 5.4).
     ///
+    /// key: a str or bytes. The message takes the place of one that was sent with an equal key and has not left yet, so that a
+    /// slow peer gets the newest and never a backlog; `replaced` counts. It has to be a whole text or binary message.
+    ///
     /// Returns True when queued; False when the channel is closed, or more than `max_buffered` bytes wait and
     /// `slow_policy` has closed it with 1008 or dropped the message. Raises ValueError for fragments out of sequence, bytes that are not UTF-8 in a
-    /// text message, or an unknown opcode; TypeError for another type of message.
+    /// text message, an unknown opcode, or a key with what is no whole message; TypeError for another type of message or key.
     ///
     /// Any thread; never blocks. What one tick sends leaves when that tick ends, in order, in one write.
-    #[pyo3(signature = (msg, opcode=None, fin=true))]
-    fn send(&self, msg: &Bound<'_, PyAny>, opcode: Option<OpcodeArgument>, fin: bool) -> PyResult<bool> {
-        send(&self.conn, "server", msg, opcode.map(|argument| argument.0), fin)
+    #[pyo3(signature = (msg, opcode=None, fin=true, *, key=None))]
+    fn send(
+        &self,
+        msg: &Bound<'_, PyAny>,
+        opcode: Option<OpcodeArgument>,
+        fin: bool,
+        key: Option<KeyArgument>,
+    ) -> PyResult<bool> {
+        let opcode = opcode.map(|argument| argument.0);
+        if let Some(key) = &key {
+            key.check(opcode, fin)?;
+        }
+        send(&self.conn, "server", msg, opcode, fin, key.as_ref())
     }
 
     /// Begins the closing handshake behind everything that was sent (RFC 6455 section 7.1.2).
@@ -210,7 +229,7 @@ impl WebSocketChannel {
         self.conn.is_open()
     }
 
-    /// Bytes queued and not yet handed to the system.
+    /// Bytes queued and not yet handed to the system. A message with a key counts its key and 64 bytes more while it waits.
     #[getter]
     fn buffered_amount(&self) -> usize {
         self.conn.buffered_amount()
@@ -220,6 +239,12 @@ impl WebSocketChannel {
     #[getter]
     fn dropped(&self) -> u64 {
         self.conn.dropped()
+    }
+
+    /// Messages to the peer that did not leave because a newer one with the same key took their place; see `send`.
+    #[getter]
+    fn replaced(&self) -> u64 {
+        self.conn.replaced()
     }
 
     /// Messages of the peer that were not delivered because a newer one of the same key had come; see `latest` of

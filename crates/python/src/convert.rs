@@ -74,6 +74,50 @@ impl<'py> FromPyObject<'_, 'py> for OpcodeArgument {
     }
 }
 
+/// The key argument of `send`, `broadcast`.
+pub(crate) struct KeyArgument(pub(crate) Bytes);
+
+impl<'py> FromPyObject<'_, 'py> for KeyArgument {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        // The kind first: in Python "x" and b"x" are two keys of a dict.
+        if let Ok(text) = object.cast::<PyString>() {
+            return Ok(Self([b"t", text.to_str()?.as_bytes()].concat().into()));
+        }
+        if let Ok(bytes) = object.cast::<PyBytes>() {
+            return Ok(Self([b"b", bytes.as_bytes()].concat().into()));
+        }
+        let name = object.get_type().fully_qualified_name()?;
+        Err(PyTypeError::new_err(format!("a key is str or bytes, not {name}")))
+    }
+}
+
+impl KeyArgument {
+    /// Only whole messages can replace each other.
+    pub(crate) fn check(&self, opcode: Option<Opcode>, fin: bool) -> PyResult<()> {
+        if let Some(opcode) = opcode
+            && !matches!(opcode, Opcode::Text | Opcode::Binary)
+        {
+            let name = match opcode {
+                Opcode::Continuation => "CONTINUATION",
+                Opcode::Ping => "PING",
+                Opcode::Pong => "PONG",
+                _ => "CLOSE",
+            };
+            return Err(PyValueError::new_err(format!(
+                "a {name} frame has no key: only whole text and binary messages replace each other"
+            )));
+        }
+        if !fin {
+            return Err(PyValueError::new_err(
+                "fin=False does not go with a key: only whole messages replace each other",
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// The code argument of `close`.
 pub(crate) struct CloseCode(pub(crate) u16);
 

@@ -2,7 +2,7 @@
 
 use crate::around;
 use crate::channel::WebSocketChannel;
-use crate::convert;
+use crate::convert::{self, KeyArgument};
 use crate::handler::{Handler, Handlers};
 use crate::latest::{Keys, ServerKeys};
 use crate::request::{HttpRequest, header};
@@ -459,12 +459,19 @@ impl Server {
     /// Sends a message to every open channel.
     ///
     /// msg: str is sent as a text message, bytes-like as a binary one. exclude: a channel that does not get it. Channels
-    /// whose `on_ws_open` has not run yet do not get it either. Raises TypeError for another type of message.
+    /// whose `on_ws_open` has not run yet do not get it either. key: a str or bytes; on each channel the message takes the
+    /// place of one with an equal key that has not left yet, broadcast or sent, as with `WebSocketChannel.send`. Raises
+    /// TypeError for another type of message or key.
     ///
     /// The message is encoded once and fanned out by the native thread: the cost to the caller does not depend on the
     /// number of channels. Any thread; never blocks.
-    #[pyo3(signature = (msg, exclude=None))]
-    fn broadcast(&self, msg: &Bound<'_, PyAny>, exclude: Option<&Bound<'_, WebSocketChannel>>) -> PyResult<()> {
+    #[pyo3(signature = (msg, exclude=None, *, key=None))]
+    fn broadcast(
+        &self,
+        msg: &Bound<'_, PyAny>,
+        exclude: Option<&Bound<'_, WebSocketChannel>>,
+        key: Option<KeyArgument>,
+    ) -> PyResult<()> {
         convert::with_payload(msg, |kind, payload| {
             let Some(server) = self.running() else { return Ok(()) };
             check_process(&server.endpoint, "server")?;
@@ -475,7 +482,8 @@ impl Server {
             let excluded = exclude.map(|channel| &channel.get().conn);
             // A channel of another server or of an earlier run has a number that means somebody else here.
             let excluded = excluded.filter(|conn| Arc::ptr_eq(conn.endpoint(), &server.endpoint));
-            server.endpoint.broadcast(opcode, payload, excluded.map(|conn| conn.channel()));
+            let key = key.as_ref().map(|KeyArgument(key)| key);
+            server.endpoint.broadcast(opcode, payload, excluded.map(|conn| conn.channel()), key);
             Ok(())
         })
     }

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from pyhv.testing._connection import Connection
 
 
-def send(conn: Connection, msg: Any, opcode: Any, fin: Any) -> bool:
+def send(conn: Connection, msg: Any, opcode: Any, fin: Any, key: Any) -> bool:
     """What `channel.send` and `client.send` share."""
-    number = check_opcode(opcode, fin)
+    number = check_opcode(opcode, fin, key)
     payload = check_message(msg)
     conn.endpoint.network.check_thread()
-    return conn.send(number, TEXT if isinstance(msg, str) else BINARY, fin, payload)
+    kind = TEXT if isinstance(msg, str) else BINARY
+    if key is not None:
+        return conn.send_keyed(key, number, kind, payload)
+    return conn.send(number, kind, fin, payload)
 
 
 class MemoryChannel:
@@ -48,9 +51,9 @@ class MemoryChannel:
     def __class__(self, value: Any) -> None:
         raise TypeError("a channel keeps its class")
 
-    def send(self, msg: Any, opcode: Any = None, fin: bool = True) -> bool:
+    def send(self, msg: Any, opcode: Any = None, fin: bool = True, *, key: Any = None) -> bool:
         """As `WebSocketChannel.send`."""
-        return send(self._conn, msg, opcode, fin)
+        return send(self._conn, msg, opcode, fin, key)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """As `WebSocketChannel.close`."""
@@ -111,6 +114,11 @@ class MemoryChannel:
     def dropped(self) -> int:
         """Messages that `slow_policy` dropped."""
         return self._conn.dropped
+
+    @property
+    def replaced(self) -> int:
+        """Messages that did not leave because a newer one with the same key took their place."""
+        return self._conn.replaced
 
     @property
     def skipped(self) -> int:

@@ -99,6 +99,11 @@ class ClientCore:
         """Bytes that wait for the next connection."""
         return 0 if self._again is None else self._again.bytes
 
+    @property
+    def kept_replaced(self) -> int:
+        """How many of those that wait for it newer ones have replaced."""
+        return 0 if self._again is None else self._again.replaced
+
     def discard(self) -> None:
         """Ends without callbacks."""
         if self._attempt is not None:
@@ -126,12 +131,12 @@ class ClientCore:
                     endpoint, lambda event: self._dispatch(event, endpoint), max_ms, max_events, self._latest
                 )
 
-    def send(self, msg: Any, opcode: Any, fin: Any) -> bool:
-        if self.state is State.OPEN and self.conn is not None and send(self.conn, msg, opcode, fin):
+    def send(self, msg: Any, opcode: Any, fin: Any, key: Any) -> bool:
+        if self.state is State.OPEN and self.conn is not None and send(self.conn, msg, opcode, fin, key):
             return True
-        return self._keep(msg, check_opcode(opcode, fin), fin)
+        return self._keep(msg, check_opcode(opcode, fin, key), fin, key)
 
-    def _keep(self, msg: Any, opcode: int | None, fin: bool) -> bool:
+    def _keep(self, msg: Any, opcode: int | None, fin: bool, key: str | bytes | None) -> bool:
         """Keeps a message for the next connection, if that was asked for and there is room."""
         # The parts of a message belong on one connection, as do pings.
         if not fin or opcode not in (None, TEXT, BINARY) or self._again is None or not self._again.keeps:
@@ -145,7 +150,7 @@ class ClientCore:
             dropped = self.state is State.OPEN and self.conn.is_open
             if dropped or self.conn.sequence.open is not None:
                 return False
-        return self._again.keep(kind if opcode is None else opcode, payload)
+        return self._again.keep(kind if opcode is None else opcode, payload, key)
 
     def close(self, code: int, reason: str) -> None:
         number = check_close(code, reason)
@@ -292,9 +297,9 @@ class MemoryClient(_native.WebSocketClient):
         """Raises UnsupportedOperation: the native side does not see what passes in memory."""
         raise UnsupportedOperation("stats: a client in a World counts nothing")
 
-    def send(self, msg: Any, opcode: int | None = None, fin: bool = True) -> bool:
+    def send(self, msg: Any, opcode: int | None = None, fin: bool = True, *, key: str | bytes | None = None) -> bool:
         """As `HvWebSocketClient.send`."""
-        return self._pyhv_core.send(msg, opcode, fin)
+        return self._pyhv_core.send(msg, opcode, fin, key)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """As `HvWebSocketClient.close`."""
@@ -361,6 +366,12 @@ class MemoryClient(_native.WebSocketClient):
         """Bytes that wait because the link takes no more, or for the next connection."""
         conn = self._pyhv_core.conn
         return self._pyhv_core.kept + (0 if conn is None else conn.buffered)
+
+    @property
+    def replaced(self) -> int:
+        """Messages that did not leave because a newer one with the same key took their place."""
+        conn = self._pyhv_core.conn
+        return self._pyhv_core.kept_replaced + (0 if conn is None else conn.replaced)
 
     @property
     def skipped(self) -> int:

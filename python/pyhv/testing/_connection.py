@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyhv.testing import _keepalive
 from pyhv.testing._inbox import Event
-from pyhv.testing._wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, Sequence, frame_size
+from pyhv.testing._keyed import Keyed
+from pyhv.testing._wire import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Frame, Sequence, frame_size, keyed_size
 from pyhv.testing.clock import SECOND, Timer
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Connection:
         self.sequence = Sequence()
         self.buffered = 0
         self.dropped = 0
+        self.replaced = 0
         self.close_info: tuple[int, str] | None = None
         #: The tick has delivered the open event: broadcasts are for this channel too.
         self.announced = False
@@ -80,6 +82,7 @@ class Connection:
         self._out: Pipe = wire.down if server else wire.up
         self._frames: deque[Frame] = deque()
         self._held: list[Frame] = []  # broadcasts that wait for the last fragment of a message
+        self._keyed = Keyed(self)
         self._message: tuple[int, list[bytes]] | None = None  # being received: its kind and fragments
         self._message_size = 0
         self._told = False
@@ -145,15 +148,45 @@ class Connection:
             self._touch()
         return True
 
-    def broadcast(self, kind: int, payload: bytes) -> None:
+    def send_keyed(self, key: str | bytes, opcode: int | None, kind: int, payload: bytes) -> bool:
+        """Queues a whole message, in the place of one with the same key."""
+        named = kind if opcode is None else opcode
+        self.sequence.check(named, kind, payload)
+        if not self.is_open:
+            return False
+        self.sequence.next(named, kind, True)
+        policy = self.endpoint.settings["slow_policy"]
+        if policy != "drop_oldest" and self._keyed.is_over(key, payload):
+            self._refused = True
+            if policy == "drop_newest":
+                self.dropped += 1
+            else:
+                self._overflow()
+            return False
+        if self.state in (State.OPEN, State.ANSWERING):
+            self._queue_keyed(key, named, payload)
+            if policy == "drop_oldest":
+                self._make_room(0)
+            self._touch()
+        return True
+
+    def _queue_keyed(self, key: str | bytes, opcode: int, payload: bytes) -> None:
+        frame = self._keyed.put(key, opcode, payload, self.endpoint.settings["slow_policy"] == "drop_oldest")
+        if frame is not None:
+            (self._frames if self.sequence.open is None else self._held).append(frame)
+
+    def broadcast(self, kind: int, payload: bytes, key: str | bytes | None = None) -> None:
         if not self.announced or self.state not in (State.OPEN, State.ANSWERING):
             return
         size = frame_size(len(payload), masked=False)
         policy = self.endpoint.settings["slow_policy"]
         fragmented = self.sequence.open is not None
         if policy == "drop_oldest" and not fragmented:
-            self._make_room(size)
-        if not self._is_over(size):
+            more = size if key is None else max(0, keyed_size(key, payload) - self._keyed.charged(key))
+            self._make_room(more)
+        if key is not None and not self._keyed.is_over(key, payload):
+            self._queue_keyed(key, kind, payload)
+        elif key is None and not self._is_over(size):
             frame = Frame(kind, True, payload, size, droppable=policy == "drop_oldest" and not fragmented)
             (self._held if fragmented else self._frames).append(frame)
             self.buffered += size
@@ -229,10 +262,12 @@ class Connection:
             if self._blocked:
                 self._pong = frame.payload
             else:
-                self._append(PONG, frame.payload)
+                self.control(PONG, frame.payload)
                 self.flush()
         elif frame.opcode == PONG:
-            self.life.ponged(frame.payload, self.endpoint.clock.ns)
+            number = self.life.ponged(frame.payload, self.endpoint.clock.ns)
+            if number is not None:
+                self._keyed.answered(number)
         elif frame.opcode == CLOSE:
             self._peer_closed = True
             code = int.from_bytes(frame.payload[:2], "big") if frame.payload else None
@@ -258,6 +293,14 @@ class Connection:
             return
         while self._frames:
             frame = self._frames[0]
+            if frame.key is not None and self._out.room() > 0:
+                if not self._keyed.admit(self._frames):
+                    self._wait_for_pong()
+                    return
+                continue
+            if frame.key is not None:
+                self._blocked = True
+                return
             written = self._out.write(frame)
             if written == 0:
                 self._blocked = True
@@ -273,7 +316,7 @@ class Connection:
             self.endpoint.inbox.push(Event("drain", self))
         if self._pong is not None and self.state in (State.OPEN, State.ANSWERING):
             pong, self._pong = self._pong, None
-            self._append(PONG, pong)
+            self.control(PONG, pong)
             self.flush()
         elif self.state is State.DRAINING and self.server:
             # RFC 6455 section 7.1.1: the server closes first. A client that broke a rule has not: half-closed, we read
@@ -283,7 +326,11 @@ class Connection:
                 self._finish()
 
     def ping(self, payload: bytes) -> None:
-        self._append(PING, payload)
+        self.control(PING, payload)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Writes, unless it waits for the link."""
         if not self._blocked:
             self.flush()
 
@@ -325,6 +372,31 @@ class Connection:
         self._frames.append(frame)
         self.buffered += frame.size
 
+    def _wait_for_pong(self) -> None:
+        """Only messages are left that wait for the peer to have read what is before them."""
+        if self._blocked:
+            self._blocked = False
+            self.life.stirred = True
+            # The program hears of it when all has left.
+            self._refused = True
+        if self._pong is not None and self.state in (State.OPEN, State.ANSWERING):
+            pong, self._pong = self._pong, None
+            self.control(PONG, pong)
+            self.flush()
+
+    def _forget(self, frame: Frame) -> None:
+        """It is thrown away."""
+        self.buffered -= frame.size - frame.written
+        self._keyed.forget(frame)
+
+    def control(self, opcode: int, payload: bytes) -> None:
+        """Pings and pongs need not wait for messages that wait for a pong."""
+        self._append(opcode, payload)
+        places = (place for place, frame in enumerate(self._frames) if frame.key is not None)
+        place = next(places, None)
+        if place is not None:
+            self._frames.insert(place, self._frames.pop())
+
     def _is_over(self, more: int) -> bool:
         # One message of any size may wait: the program chose it.
         return self.buffered > 0 and self.buffered + more > int(self.endpoint.settings["max_buffered"])
@@ -337,7 +409,7 @@ class Connection:
         for frame in self._frames:
             excess = self.buffered + more > limit
             if excess and frame.droppable and not frame.written and frame is not newest:
-                self.buffered -= frame.size
+                self._forget(frame)
                 self.dropped += 1
                 self._refused = True
             else:
@@ -356,7 +428,7 @@ class Connection:
         """The peer does not read: throw away what waits, tell the program, say why if the peer ever reads."""
         waited = self.buffered
         while self._frames and not self._frames[-1].written:
-            self.buffered -= self._frames.pop().size
+            self._forget(self._frames.pop())
         limit = self.endpoint.settings["max_buffered"]
         self.endpoint.complain(
             "max_buffered",
@@ -371,7 +443,8 @@ class Connection:
         payload = b"" if code is None else code.to_bytes(2, "big") + reason.encode()
         self._append(CLOSE, payload)
         # Broadcasts held back for a message that will never be finished.
-        self.buffered -= sum(frame.size for frame in self._held)
+        for frame in self._held:
+            self._forget(frame)
         self._held = []
 
     def _give_answer(self) -> None:
@@ -393,6 +466,7 @@ class Connection:
         self.state = State.CLOSED
         self._frames.clear()
         self._held = []
+        self._keyed.clear()
         self.buffered = 0
         self._pong = None
         self._set_timer(None)

@@ -24,17 +24,23 @@ class Life:
     stirred: bool = False
     talked: bool = False
     pinged: int | None = None  # when the unanswered ping was sent
-    number: int = 0
+    number: int = 0  # of the newest ping of any kind
+    keepalive: int = 0  # of the newest of the sweep's
     since_ping: int = 0
     unanswered: int = 0
     idle: int = 0
     latency: int | None = None
 
-    def ponged(self, payload: bytes, now: int) -> None:
+    def ponged(self, payload: bytes, now: int) -> int | None:
+        """The number of the ping of ours that it answers, with all before."""
+        number = int.from_bytes(payload, "big")
         # Others are heartbeats that nobody asked for (RFC 6455 section 5.5.3).
-        if payload == self.number.to_bytes(4, "big") and self.pinged is not None:
+        if len(payload) != 4 or number > self.number:
+            return None
+        if number >= self.keepalive and self.pinged is not None:
             self.latency = now - self.pinged
             self.pinged = None
+        return number
 
 
 class Sweep:
@@ -107,5 +113,6 @@ class Sweep:
             life.since_ping = 0
             life.pinged = self._endpoint.clock.ns
             life.number += 1
+            life.keepalive = life.number
             conn.ping(life.number.to_bytes(4, "big"))
         return not conn.is_established

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from pyhv.errors import ConnectError, HandshakeError, TlsError
-from pyhv.testing._wire import TEXT
+from pyhv.testing._wire import TEXT, keyed_size
 from pyhv.testing.clock import SECOND
 
 if TYPE_CHECKING:
@@ -33,6 +32,10 @@ def is_final(code: int, reason: str) -> bool:
     return code in (1000, 3000, 3003) or (code == 1008 and not reason.startswith("too slow: more than max_buffered"))
 
 
+def _cost(payload: bytes, key: str | bytes | None) -> int:
+    return len(payload) + _HEAD if key is None else keyed_size(key, payload)
+
+
 class Again:
     """Of a `connect` with `reconnect`, from there to the end. `policy`: the fields of `pyhv.Reconnect`."""
 
@@ -48,21 +51,39 @@ class Again:
         self._random = random
         self._attempts = 0
         self._opened: int | None = None
-        self._messages: deque[tuple[int, bytes]] = deque()
+        #: How many of those that wait newer ones have replaced.
+        self.replaced = 0
+        self._messages: list[tuple[int, bytes, str | bytes | None]] = []
 
     def opened(self, conn: Connection) -> None:
         """A connection is open: what has waited goes first."""
         self._opened = conn.endpoint.clock.ns
-        while self._messages and conn.send(self._messages[0][0], TEXT, True, self._messages[0][1]):
-            self.bytes -= len(self._messages.popleft()[1]) + _HEAD
+        conn.replaced += self.replaced
+        self.replaced = 0
+        while self._messages:
+            opcode, payload, key = self._messages[0]
+            sent = (
+                conn.send(opcode, TEXT, True, payload) if key is None else conn.send_keyed(key, opcode, TEXT, payload)
+            )
+            if not sent:
+                break
+            del self._messages[0]
+            self.bytes -= _cost(payload, key)
 
-    def keep(self, opcode: int, payload: bytes) -> bool:
-        """Keeps a message for the next connection, if there is room."""
-        cost = len(payload) + _HEAD
-        if self.bytes + cost > self._policy["queue_bytes"]:
+    def keep(self, opcode: int, payload: bytes, key: str | bytes | None) -> bool:
+        """Keeps a message for the next connection, if there is room; in the place of one with the same key."""
+        places = (n for n, (_, _, other) in enumerate(self._messages) if key is not None and other == key)
+        place = next(places, None)
+        before = 0 if place is None else _cost(*self._messages[place][1:])
+        more = _cost(payload, key) - before
+        if self.bytes + more > self._policy["queue_bytes"]:
             return False
-        self.bytes += cost
-        self._messages.append((opcode, payload))
+        self.bytes += more
+        if place is None:
+            self._messages.append((opcode, payload, key))
+        else:
+            self._messages[place] = (opcode, payload, key)
+            self.replaced += 1
         return True
 
     @property

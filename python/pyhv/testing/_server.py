@@ -16,7 +16,7 @@ from pyhv.testing._endpoint import Endpoint, Network
 from pyhv.testing._handshake import Answer, Attempt, UpgradeRequest, foreign_origin, plain
 from pyhv.testing._http import WorldHttp
 from pyhv.testing._inbox import Event, Latest, Ticker
-from pyhv.testing._wire import BINARY, TEXT, check_budget, check_message, check_server, check_timeout
+from pyhv.testing._wire import BINARY, TEXT, check_budget, check_key, check_message, check_server, check_timeout
 from pyhv.testing.clock import SECOND, nanoseconds
 
 if TYPE_CHECKING:
@@ -150,7 +150,8 @@ class ServerCore:
             return None
         return key
 
-    def broadcast(self, msg: Any, exclude: Any) -> None:
+    def broadcast(self, msg: Any, exclude: Any, key: Any) -> None:
+        check_key(key)
         payload = check_message(msg)
         if exclude is not None and type(exclude) is not MemoryChannel:
             raise TypeError(f"'{type(exclude).__name__}' object is not an instance of 'WebSocketChannel'")
@@ -160,7 +161,7 @@ class ServerCore:
         excluded = None if exclude is None else exclude._conn
         for conn in list(self._run.endpoint.connections):
             if conn is not excluded:
-                conn.broadcast(TEXT if isinstance(msg, str) else BINARY, payload)
+                conn.broadcast(TEXT if isinstance(msg, str) else BINARY, payload, key)
 
     def channels(self) -> list[MemoryChannel]:
         return [] if self._run is None else list(self._run.channels)
@@ -370,9 +371,9 @@ class MemoryServer(_native.Server):
         """Raises UnsupportedOperation: the native side does not see what passes in memory."""
         raise UnsupportedOperation("stats: a server in a World counts nothing")
 
-    def broadcast(self, msg: Any, exclude: WebSocketChannel | None = None) -> None:
+    def broadcast(self, msg: Any, exclude: WebSocketChannel | None = None, *, key: str | bytes | None = None) -> None:
         """As `HvWebServer.broadcast`."""
-        self._pyhv_core.broadcast(msg, exclude)
+        self._pyhv_core.broadcast(msg, exclude, key)
 
     @property
     def channels(self) -> list[WebSocketChannel]:

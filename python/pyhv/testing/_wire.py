@@ -21,10 +21,20 @@ def check_message(msg: Any) -> bytes:
     return msg.encode() if isinstance(msg, str) else memoryview(msg).tobytes()
 
 
-def check_opcode(opcode: Any, fin: Any) -> int | None:
-    """The opcode argument of `send`. Raises ValueError or TypeError."""
-    _CLIENT.send("", opcode, fin)
+def check_opcode(opcode: Any, fin: Any, key: Any) -> int | None:
+    """The opcode argument of `send`, beside the others. Raises ValueError or TypeError."""
+    _CLIENT.send("", opcode, fin, key=key)
     return None if opcode is None else int(opcode)
+
+
+def check_key(key: Any) -> None:
+    """The key of a broadcast. Raises TypeError."""
+    _SERVER.broadcast("", key=key)
+
+
+def keyed_size(key: str | bytes, payload: bytes) -> int:
+    """What a message with a key counts while it waits."""
+    return len(payload) + len(key.encode() if isinstance(key, str) else key) + 64
 
 
 def check_close(code: Any, reason: Any) -> int:
@@ -88,6 +98,8 @@ class Frame:
     #: A whole message, which `slow_policy` may drop as long as nothing of it has left.
     droppable: bool = False
     written: int = 0
+    #: A message that newer ones with the same key replace: it has no bytes on the wire yet, and counts `keyed_size`.
+    key: str | bytes | None = None
 
 
 def frame_size(payload: int, masked: bool) -> int:

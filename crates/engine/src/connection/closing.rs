@@ -18,7 +18,6 @@ use crate::down::{Command, DownQueue, deliver};
 use crate::endpoint::Side;
 use crate::inbox::Event;
 use crate::wire::{self, Violation};
-use bytes::Bytes;
 use futures_util::task::ArcWake;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -60,7 +59,7 @@ impl Connection {
         wire::close::encode_payload(&mut payload, code, reason);
         self.control(inner, wire::Opcode::Close, &payload);
         // Broadcasts held back for a message that will never be finished.
-        let held: usize = inner.take_held().iter().map(Bytes::len).sum();
+        let held = self.discard_unsent(inner.take_held());
         self.buffered.fetch_sub(held, Ordering::Relaxed);
     }
 
@@ -79,7 +78,8 @@ impl Connection {
     pub(super) fn drop_slow(self: &Arc<Self>, inner: &mut Inner) {
         inner.too_slow = true;
         let waited = self.buffered_amount();
-        let dropped = inner.out.drop_unsent();
+        let unsent = inner.out.take_unsent();
+        let dropped = self.discard_unsent(unsent);
         self.buffered.fetch_sub(dropped, Ordering::Relaxed);
         self.endpoint.complain(&self.io, "max_buffered", || {
             format!(
@@ -123,8 +123,8 @@ impl Connection {
         counters.pings_lost.add(usize::from(inner.life.awaits_pong()));
         counters.resumed.add(usize::from(std::mem::take(&mut inner.paused)));
         // What is still in the queue going down counts until the pump throws it away.
-        let held: usize = inner.take_held().iter().map(Bytes::len).sum();
-        let unsent = std::mem::take(&mut inner.out).len() + held;
+        let held = self.discard_unsent(inner.take_held());
+        let unsent = self.discard_unsent(std::mem::take(&mut inner.out)) + held;
         self.buffered.fetch_sub(unsent, Ordering::Relaxed);
         if let Some(timer) = inner.rare.take().and_then(|rare| rare.timer) {
             timer.abort();

@@ -8,6 +8,7 @@
 //! progress, and we are reading: a peer on a slow line that takes a large message, or one whose pong waits behind
 //! messages that the program has not taken, is alive.
 
+use super::gate::is_at_least;
 use super::{Connection, Inner, State};
 use crate::endpoint::Endpoint;
 use crate::wire::Opcode;
@@ -102,7 +103,7 @@ fn nanos(age: Duration) -> NonZeroU64 {
 /// What the keep-alive sweep knows of a connection.
 #[derive(Debug)]
 pub(super) struct Life {
-    /// When the unanswered ping was sent, in nanoseconds of the endpoint's age, and the number of the newest.
+    /// When the unanswered ping was sent, in nanoseconds of the endpoint's age, and the number of the newest of any kind.
     ping: Option<NonZeroU64>,
     pub(super) ping_number: u32,
     /// The last sweep, in milliseconds of the endpoint's age.
@@ -164,9 +165,12 @@ impl Connection {
             life.since_ping = 0;
             life.ping = Some(nanos(age));
             life.ping_number = life.ping_number.wrapping_add(1);
-            let number = life.ping_number.to_be_bytes();
+            let number = life.ping_number;
+            if let Some(newest) = inner.rare.as_mut().and_then(|rare| rare.gate.keepalive.as_mut()) {
+                *newest = number;
+            }
             self.counters().pings_sent.add(1);
-            self.control(inner, Opcode::Ping, &number);
+            self.control(inner, Opcode::Ping, &number.to_be_bytes());
             if !inner.blocked {
                 self.flush(inner);
             }
@@ -185,13 +189,24 @@ impl Connection {
         }
     }
 
-    /// The answer to our ping arrived.
-    pub(super) fn pong(&self, inner: &mut Inner) {
-        if let Some(sent) = inner.life.ping.take() {
+    /// The answer to a ping of ours arrived, and so to those before it: a peer may leave out all but the newest (RFC 6455
+    /// section 5.5.3).
+    pub(super) fn pong(self: &Arc<Self>, inner: &mut Inner, number: u32) {
+        let newest = inner.life.ping_number;
+        let keepalive = inner.rare.as_ref().and_then(|rare| rare.gate.keepalive);
+        if !is_at_least(newest, number) {
+            return;
+        }
+        if is_at_least(number, keepalive.unwrap_or(newest))
+            && let Some(sent) = inner.life.ping.take()
+        {
             let took = nanos(self.endpoint.age()).get().saturating_sub(sent.get());
             let micros = u32::try_from(took / 1000).unwrap_or(u32::MAX);
             self.counters().pings_answered.add(1);
             self.round_trip.store(micros.saturating_add(1), Ordering::Relaxed);
+        }
+        if keepalive.is_some() {
+            self.gate_answered(inner, number);
         }
     }
 }

@@ -10,12 +10,16 @@
 //! | `ready` | which connections have something to do |
 //! | `turn` | reading; writing when the socket was full |
 //! | `pump` | queueing and writing what the program sent |
+//! | `keyed` | messages with a key, of which only the newest leaves |
+//! | `gate` | when they may |
 //! | `keepalive` | pings, and what has been silent for too long |
 //! | `closing` | the closing handshake as a state machine |
 
 mod closing;
+mod gate;
 mod handshake;
 pub(crate) mod keepalive;
+mod keyed;
 pub(crate) mod pump;
 pub(crate) mod ready;
 mod turn;
@@ -33,8 +37,11 @@ use crate::wire::{self, Decoder, MessageKind, Outgoing, Role, SequenceError};
 use bytes::Bytes;
 pub(crate) use closing::TOO_SLOW;
 use futures_util::task::ArcWake;
+use gate::Gate;
 pub use handshake::Handshake;
 use keepalive::Life;
+use keyed::Keyed;
+pub(crate) use keyed::{KEPT, Message};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -120,13 +127,15 @@ struct Rare {
     /// Ends the closing handshake when it takes too long.
     timer: Option<AbortHandle>,
     /// Broadcasts that wait for the end of a message sent in fragments.
-    held: Vec<Bytes>,
+    held: OutBuf,
     /// The newest ping that came while the socket was full; older ones need no answer (RFC 6455 section 5.5.3).
     pong: Option<Box<[u8]>>,
     /// What to answer with in state Answering.
     answer: Option<(Option<u16>, &'static str)>,
     /// Where a context per connection was agreed on, from the first compressed message on: some hundred kilobytes.
     compressor: Option<Box<Compressor>>,
+    /// When messages with a key may leave.
+    gate: Gate,
 }
 
 /// The same of the program's side.
@@ -136,6 +145,10 @@ struct Aside {
     dropped: AtomicU64,
     /// Under the policy to drop the oldest: what the pump has not fetched yet. Locked for one message.
     mailbox: Mutex<Mailbox>,
+    /// Messages with a key that have not left. Locked for one message, by either side.
+    keyed: Mutex<Keyed>,
+    /// How many of them newer ones have replaced.
+    replaced: AtomicU64,
     /// How it ended.
     closed: OnceLock<CloseInfo>,
 }
@@ -206,7 +219,7 @@ impl Inner {
     }
 
     /// Takes the broadcasts that wait for the end of a message sent in fragments.
-    fn take_held(&mut self) -> Vec<Bytes> {
+    fn take_held(&mut self) -> OutBuf {
         self.rare.as_mut().map(|rare| std::mem::take(&mut rare.held)).unwrap_or_default()
     }
 }

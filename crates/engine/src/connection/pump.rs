@@ -1,10 +1,10 @@
 //! What the pump does with a connection: queue what the program sent, write it.
 
-use super::{Connection, GONE, Inner, State};
+use super::{Connection, GONE, Inner, Message, State};
 use crate::broadcast::Room;
 use crate::down::{Part, deliver};
 use crate::inbox::Event;
-use crate::outbuf::{Flushed, OutBuf};
+use crate::outbuf::{Flushed, Late, OutBuf};
 use crate::runtime::panic_text;
 use crate::settings::SlowPolicy;
 use crate::stats::Sent;
@@ -49,9 +49,8 @@ impl Connection {
             Part::More => inner.fragmented = true,
             Part::Last => {
                 inner.fragmented = false;
-                for bytes in inner.take_held() {
-                    inner.out.push_shared(bytes);
-                }
+                let held = inner.take_held();
+                inner.out.append(held);
             }
         }
         self.touch(inner, touched);
@@ -66,6 +65,12 @@ impl Connection {
             if !matches!(inner.state, State::Open | State::Answering) {
                 return;
             }
+            if inner.out.has_late() && self.has_own_context() {
+                self.add_buffered(payload.len());
+                inner.out.push_late(Late::Message(opcode, Bytes::copy_from_slice(payload)));
+                inner.life.talked = true;
+                return self.touch(inner, touched);
+            }
             self.compressed(inner, opcode, payload)
         };
         let len = frame.len();
@@ -75,8 +80,20 @@ impl Connection {
         self.queue(push, len, Part::Whole, Sent::messages(1, payload.len()), touched);
     }
 
+    /// Whether what it sends has to be compressed in the order in which it leaves.
+    fn has_own_context(&self) -> bool {
+        self.compress.is_some_and(|params| params.context_takeover)
+    }
+
     /// A message as one frame, compressed if that makes it smaller.
     fn compressed(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) -> Bytes {
+        let mut frame = Vec::new();
+        self.encode(inner, &mut frame, opcode, payload);
+        frame.into()
+    }
+
+    /// The same, appended.
+    pub(super) fn encode(&self, inner: &mut Inner, frame: &mut Vec<u8>, opcode: wire::Opcode, payload: &[u8]) {
         let mut deflated = Vec::new();
         let params = self.compress.filter(|_| worth_compressing(payload.len()));
         let shrunk = params.is_some_and(|params| {
@@ -87,20 +104,19 @@ impl Connection {
                 compress_shared(params, payload, &mut deflated)
             }
         });
-        let mut frame = Vec::with_capacity(wire::MAX_HEADER + if shrunk { deflated.len() } else { payload.len() });
+        frame.reserve(wire::MAX_HEADER + if shrunk { deflated.len() } else { payload.len() });
         if shrunk {
-            wire::encode_frame_rsv1(&mut frame, opcode, true, &deflated, self.mask());
+            wire::encode_frame_rsv1(frame, opcode, true, &deflated, self.mask());
         } else {
-            wire::encode_frame(&mut frame, opcode, true, payload, self.mask());
+            wire::encode_frame(frame, opcode, true, payload, self.mask());
         }
-        frame.into()
     }
 
     /// Queues the broadcasts of this round that it has not heard, because something is to be queued behind them.
     pub(crate) fn hear(self: &Arc<Self>, room: &mut Room, touched: &mut Vec<Arc<Self>>) {
         let inner = &mut *self.inner.lock();
         let heard = std::mem::replace(&mut inner.heard, u32::try_from(room.count()).unwrap_or(u32::MAX));
-        if self.queue_broadcasts(inner, room, heard) {
+        if self.queue_broadcasts(inner, room, heard, false) {
             self.touch(inner, touched);
         }
     }
@@ -113,7 +129,7 @@ impl Connection {
             return;
         }
         // One that is touched writes when all of those do.
-        if self.queue_broadcasts(inner, room, heard) && !inner.blocked && !inner.touched {
+        if self.queue_broadcasts(inner, room, heard, true) && !inner.blocked && !inner.touched {
             self.flush(inner);
         }
     }
@@ -127,7 +143,7 @@ impl Connection {
     fn write_broadcasts(self: &Arc<Self>, inner: &mut Inner, room: &mut Room) -> bool {
         let free = Self::hears(inner) && !inner.fragmented && !inner.blocked && inner.out.is_empty();
         let own_context = self.compress.is_some_and(|params| params.context_takeover);
-        if !free || own_context {
+        if !free || own_context || room.has_keys() && !self.keyed_flow(inner, true) {
             return false;
         }
         // Where they do not all fit, it goes by each of them.
@@ -138,6 +154,7 @@ impl Connection {
         let (Some(Transport::Tcp(stream)), true) = (&mut inner.stream, fits) else {
             return false;
         };
+        let (keyed, replaced) = (room.has_keys(), room.replaced(self.channel()));
         let Some(share) = room.share(self.compress, self.channel()) else { return false };
         let len = share.len();
         if len == 0 {
@@ -160,26 +177,40 @@ impl Connection {
             // Something was refused in the meantime: the program is told that there is room again.
             self.flush(inner);
         }
+        if keyed {
+            self.count_replaced(replaced);
+            inner.rare().gate.left();
+        }
         true
     }
 
     /// Queues the broadcasts of this round from the one numbered `from` on: the frames that all share, or those that all
     /// with the same compression share. True: there is something to write.
-    fn queue_broadcasts(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, from: u32) -> bool {
+    /// `at_once`: when it is written directly afterwards.
+    fn queue_broadcasts(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, from: u32, at_once: bool) -> bool {
         let mut queued = false;
         for index in from as usize..room.count() {
             // Looked at for each: one may end the channel.
             if !Self::hears(inner) {
                 break;
             }
-            queued |= self.queue_broadcast(inner, room, index);
+            queued |= self.queue_broadcast(inner, room, index, at_once);
         }
         queued
     }
 
     /// False: it is not for this channel.
-    fn queue_broadcast(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, index: usize) -> bool {
+    fn queue_broadcast(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, index: usize, at_once: bool) -> bool {
         let Some(message) = room.message(index, self.channel()) else { return false };
+        let keyed = message.key.is_some();
+        if let Some(key) = &message.key {
+            self.count_replaced(message.replaced);
+            if !at_once || !self.keyed_flow(inner, false) {
+                let message = Message { opcode: message.opcode, payload: message.payload.clone() };
+                self.queue_keyed_broadcast(inner, key, message);
+                return true;
+            }
+        }
         // Decided before it is compressed: a context that has seen a message which is then dropped would be out of step
         // with the peer's.
         let len = message.plain.len();
@@ -189,19 +220,30 @@ impl Connection {
         }
         if !self.is_over(len) {
             self.counters().sent(Sent::messages(1, message.payload.len()));
+            let late = inner.out.has_late() || inner.fragmented && inner.rare().held.has_late();
             let bytes = match self.compress {
+                Some(params) if params.context_takeover && late => {
+                    self.add_buffered(message.payload.len());
+                    let late = Late::Message(message.opcode, message.payload.clone());
+                    if inner.fragmented { &mut inner.rare().held } else { &mut inner.out }.push_late(late);
+                    inner.life.talked = true;
+                    return true;
+                }
                 Some(params) if params.context_takeover => self.compressed(inner, message.opcode, &message.payload),
                 params => room.frames(params, index)[index].clone(),
             };
             self.add_buffered(bytes.len());
             if inner.fragmented {
-                inner.rare().held.push(bytes);
+                inner.rare().held.push_shared(bytes);
             } else if self.keeps_frames_apart() {
                 inner.out.push_droppable(bytes);
             } else {
                 inner.out.push_shared(bytes);
             }
             inner.life.talked = true;
+            if keyed {
+                self.keyed_flowed(inner);
+            }
         } else if policy == SlowPolicy::Close {
             self.shut.fetch_max(GONE, Ordering::Relaxed);
             self.drop_slow(inner);
@@ -213,15 +255,21 @@ impl Connection {
     }
 
     /// Under the policy to drop the oldest: drops until `more` bytes fit or nothing droppable is left.
-    fn make_room(&self, inner: &mut Inner, more: usize) {
+    pub(super) fn make_room(&self, inner: &mut Inner, more: usize) {
         let excess = (self.buffered_amount() + more).saturating_sub(self.endpoint.settings.max_buffered);
         if excess > 0 {
-            let (messages, bytes) = inner.out.drop_oldest(excess);
+            let mut forgotten = 0;
+            let forget = |key: &Bytes| {
+                let counted = self.discard_keyed(key);
+                forgotten += counted;
+                counted
+            };
+            let (messages, bytes) = inner.out.drop_oldest(excess, forget);
             self.count_dropped(messages);
             if messages > 0 {
                 self.refused.store(true, Ordering::SeqCst);
             }
-            self.buffered.fetch_sub(bytes, Ordering::Relaxed);
+            self.buffered.fetch_sub(bytes - forgotten, Ordering::Relaxed);
         }
     }
 
@@ -280,7 +328,8 @@ impl Connection {
 
     pub(super) fn control(&self, inner: &mut Inner, opcode: wire::Opcode, payload: &[u8]) {
         let mask = self.mask();
-        let tail = inner.out.tail();
+        // Pings and pongs need not wait for messages; a close frame is the last.
+        let tail = if opcode == wire::Opcode::Close { inner.out.tail() } else { inner.out.control() };
         let before = tail.len();
         wire::encode_frame(tail, opcode, true, payload, mask);
         let len = tail.len() - before;
@@ -289,24 +338,34 @@ impl Connection {
 
     /// Writes until nothing is left or the socket is full; in the latter case a turn follows when it is not.
     pub(super) fn flush(self: &Arc<Self>, inner: &mut Inner) {
-        let Some(stream) = &mut inner.stream else { return };
+        // So that what has waited leaves in one write with what is before it.
+        if inner.out.has_late() {
+            self.admit(inner);
+        }
         // The pump writes on behalf of the connection: with its waker a full socket wakes it, not the pump.
         let waker = waker_ref(self);
         let mut cx = Context::from_waker(&waker);
-        let (written, result) = inner.out.flush(|slices| {
-            let stream = Pin::new(&mut *stream);
-            let poll = match slices {
-                // The system does less for one slice than for a vector of one.
-                [one] => stream.poll_write(&mut cx, one),
-                many => stream.poll_write_vectored(&mut cx, many),
-            };
-            match poll {
-                Poll::Ready(result) => result,
-                Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+        let (written, result) = loop {
+            let Some(stream) = &mut inner.stream else { return };
+            let (written, result) = inner.out.flush(|slices| {
+                let stream = Pin::new(&mut *stream);
+                let poll = match slices {
+                    // The system does less for one slice than for a vector of one.
+                    [one] => stream.poll_write(&mut cx, one),
+                    many => stream.poll_write_vectored(&mut cx, many),
+                };
+                match poll {
+                    Poll::Ready(result) => result,
+                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            });
+            self.buffered.fetch_sub(written, Ordering::Relaxed);
+            self.counters().ws_written.add(written);
+            if !matches!(result, Ok(Flushed::Late)) || !self.admit(inner) {
+                break (written, result);
             }
-        });
-        self.buffered.fetch_sub(written, Ordering::Relaxed);
-        self.counters().ws_written.add(written);
+        };
+        let Some(stream) = &mut inner.stream else { return };
         let result = match result {
             Ok(Flushed::All) => match Pin::new(stream).poll_flush(&mut cx) {
                 Poll::Ready(result) => result.map(|()| Flushed::All),
@@ -315,6 +374,7 @@ impl Connection {
             other => other,
         };
         match result {
+            Ok(Flushed::Late) => self.flushed_to_late(inner),
             Ok(Flushed::All) => {
                 let was_blocked = std::mem::take(&mut inner.blocked);
                 inner.life.stirred |= was_blocked;
@@ -333,12 +393,43 @@ impl Connection {
         }
     }
 
-    /// Nothing is left to write: the closing handshake may be over.
-    pub(super) fn flushed(self: &Arc<Self>, inner: &mut Inner) {
+    /// Only messages are left that wait for the peer to have read what is before them.
+    #[cold]
+    fn flushed_to_late(self: &Arc<Self>, inner: &mut Inner) {
+        let flushed = match &mut inner.stream {
+            Some(stream) => Pin::new(stream).poll_flush(&mut Context::from_waker(&waker_ref(self))),
+            None => return,
+        };
+        match flushed {
+            Poll::Pending => inner.blocked = true,
+            Poll::Ready(Err(_)) => self.lost(inner),
+            Poll::Ready(Ok(())) => {
+                if std::mem::take(&mut inner.blocked) {
+                    inner.life.stirred = true;
+                    // The program hears of it when all has left.
+                    self.refused.store(true, Ordering::SeqCst);
+                }
+                if self.answer_ping(inner) {
+                    self.flush(inner);
+                }
+            }
+        }
+    }
+
+    /// Queues the answer to a ping that came while the socket was full.
+    fn answer_ping(&self, inner: &mut Inner) -> bool {
         if let Some(payload) = inner.rare.as_mut().and_then(|rare| rare.pong.take())
             && matches!(inner.state, State::Open | State::Answering)
         {
             self.control(inner, wire::Opcode::Pong, &payload);
+            return true;
+        }
+        false
+    }
+
+    /// Nothing is left to write: the closing handshake may be over.
+    pub(super) fn flushed(self: &Arc<Self>, inner: &mut Inner) {
+        if self.answer_ping(inner) {
             return self.flush(inner);
         }
         if inner.state != State::Draining {

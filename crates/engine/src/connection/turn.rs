@@ -30,8 +30,7 @@ impl Connection {
         let channel = self.channel();
         let mut closed = None;
         let mut pong = None;
-        let mut ponged = false;
-        let ping = inner.life.ping_number.to_be_bytes();
+        let mut ponged = None;
         let mut talked = false;
         let mut filling = self.endpoint.inbox.fill();
         let epoch = filling.epoch();
@@ -51,13 +50,15 @@ impl Connection {
             wire::Event::Ping(payload) if *blocked => pong = Some(Box::from(payload)),
             wire::Event::Ping(payload) => {
                 let mask = self.mask();
-                let tail = out.tail();
+                let tail = out.control();
                 let before = tail.len();
                 wire::encode_frame(tail, wire::Opcode::Pong, true, payload, mask);
                 pongs += tail.len() - before;
             }
             // Others are heartbeats that nobody asked for (RFC 6455 section 5.5.3).
-            wire::Event::Pong(payload) => ponged |= *payload == ping,
+            wire::Event::Pong(payload) => {
+                ponged = <[u8; 4]>::try_from(payload).map(u32::from_be_bytes).ok().or(ponged);
+            }
             wire::Event::Close { code, reason } => closed = Some((code, reason.to_owned())),
         });
         if deliver_messages {
@@ -77,8 +78,8 @@ impl Connection {
             DownQueue::wake_later(&self.io, &self.endpoint);
         }
         inner.life.talked |= talked;
-        if ponged {
-            self.pong(inner);
+        if let Some(number) = ponged {
+            self.pong(inner, number);
         }
         if pong.is_some() {
             inner.rare().pong = pong;
