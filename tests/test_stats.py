@@ -142,6 +142,27 @@ def test_closed_for_being_too_slow() -> None:
         server.stop(0)
 
 
+def test_replaced_by_key() -> None:
+    class Server(RecordingServer):
+        def on_ws_message(self, channel: pyhv.WebSocketChannel, msg: str | bytes) -> None:
+            for number in range(5):
+                channel.send(str(number), key="k")
+
+    server = Server()
+    server.start(0)
+    try:
+        with RawClient(port_of(server)) as client:
+            (channel,) = tick_until(lambda: server.channels, server)
+            client.send_text("go")
+            tick_until(client.readable, server)
+            assert client.read_message() == "4"
+            stats = server.stats()
+            assert stats.messages_replaced == channel.replaced == 4
+            assert (stats.messages_sent, stats.message_bytes_sent) == (1, 1)
+    finally:
+        server.stop(0)
+
+
 def test_skipped_by_latest() -> None:
     server = RecordingServer()
     server.start(0, latest=lambda channel, msg: "key")

@@ -96,6 +96,7 @@ class ServerStats(_Stats):
     :param messages_dropped: messages dropped in all by `slow_policy`, "drop_newest" or "drop_oldest". What "close"
         closed is "max_buffered" in `refusals`.
     :param messages_skipped: messages in all that gave way to a newer one, by `latest`.
+    :param messages_replaced: messages in all that gave way to a newer one with their key before they were sent.
     :param websocket_bytes_read: bytes in all read from WebSockets, frames and all; of TLS what is in it.
     :param websocket_bytes_written: bytes in all written to them.
     :param http_bytes_read: the same of connections while they speak HTTP.
@@ -142,6 +143,7 @@ class ServerStats(_Stats):
     message_bytes_sent: int = 0
     messages_dropped: int = 0
     messages_skipped: int = 0
+    messages_replaced: int = 0
     websocket_bytes_read: int = 0
     websocket_bytes_written: int = 0
     http_bytes_read: int = 0
@@ -181,6 +183,7 @@ class ClientStats(_Stats):
     :param message_bytes_sent: bytes of content of the latter, before compression.
     :param messages_dropped: messages dropped in all by `slow_policy`.
     :param messages_skipped: messages that gave way to a newer one, by `latest`: the property `skipped`.
+    :param messages_replaced: messages that gave way to a newer one with their key before they were sent.
     :param websocket_bytes_read: bytes in all, frames and all; of TLS what is in it.
     :param websocket_bytes_written: the same.
     :param pings_sent: keep-alive pings in all.
@@ -206,6 +209,7 @@ class ClientStats(_Stats):
     message_bytes_sent: int = 0
     messages_dropped: int = 0
     messages_skipped: int = 0
+    messages_replaced: int = 0
     websocket_bytes_read: int = 0
     websocket_bytes_written: int = 0
     pings_sent: int = 0

@@ -211,6 +211,7 @@ impl Connection {
     pub(crate) fn count_replaced(&self, messages: u64) {
         if messages > 0 {
             self.aside().replaced.fetch_add(messages, Ordering::Relaxed);
+            self.endpoint.stats.replaced.fetch_add(messages, Ordering::Relaxed);
         }
     }
 

@@ -143,6 +143,8 @@ pub struct Stats {
     pub(crate) dropped: AtomicU64,
     /// Messages that gave way to a newer one of their key, by `latest=`.
     pub(crate) skipped: AtomicU64,
+    /// Messages that gave way to a newer one of their key before they left.
+    pub(crate) replaced: AtomicU64,
     /// Events that ticks with a budget have left over, and their size.
     left: AtomicUsize,
     left_bytes: AtomicUsize,
@@ -156,6 +158,7 @@ impl Stats {
             ticks: Ticks::default(),
             dropped: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
             left: AtomicUsize::new(0),
             left_bytes: AtomicUsize::new(0),
             started: SystemTime::now(),

@@ -92,6 +92,8 @@ impl Snapshot {
         text.one("pyhv_messages_dropped_total", COUNTER, help, self.messages_dropped);
         let help = "Messages that gave way to a newer one, by latest.";
         text.one("pyhv_messages_skipped_total", COUNTER, help, self.messages_skipped);
+        let help = "Messages that gave way to a newer one with their key before they were sent.";
+        text.one("pyhv_messages_replaced_total", COUNTER, help, self.messages_replaced);
         let read = [("http", self.http_bytes_read), ("websocket", self.websocket_bytes_read)];
         let help = "Bytes read from connections, without TLS.";
         text.labelled("pyhv_socket_read_bytes_total", COUNTER, help, "protocol", read);
@@ -161,7 +163,7 @@ impl Snapshot {
 
     /// Everything that is a whole number.
     #[must_use]
-    pub fn numbers(&self) -> [(&'static str, u64); 31] {
+    pub fn numbers(&self) -> [(&'static str, u64); 32] {
         [
             ("io_threads", self.io_threads as u64),
             ("http_connections", self.http_connections),
@@ -177,6 +179,7 @@ impl Snapshot {
             ("message_bytes_sent", self.message_bytes_sent),
             ("messages_dropped", self.messages_dropped),
             ("messages_skipped", self.messages_skipped),
+            ("messages_replaced", self.messages_replaced),
             ("websocket_bytes_read", self.websocket_bytes_read),
             ("websocket_bytes_written", self.websocket_bytes_written),
             ("http_bytes_read", self.http_bytes_read),
