@@ -127,6 +127,12 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// For one message that not all connections get: to have its frames made once.
+    pub(crate) fn of_one(endpoint: &Arc<Endpoint>, message: Broadcast) -> Self {
+        let (endpoint, len) = (Arc::clone(endpoint), message.plain.len());
+        Self { endpoint, messages: vec![message], excluded: Vec::new(), len, variants: Vec::new() }
+    }
+
     /// How many messages there are so far.
     pub(crate) fn count(&self) -> usize {
         self.messages.len()

@@ -7,6 +7,7 @@ use crate::driver::Rhythm;
 use crate::inbox::{Batch, Event, Inbox};
 use crate::runtime::{self, IoThread, Runtime};
 use crate::settings::Settings;
+use crate::topics::Topics;
 use crate::wake::{Waited, Wake};
 use crate::wire;
 use bytes::Bytes;
@@ -57,6 +58,8 @@ pub struct Endpoint {
     pub limits: Arc<wire::Limits>,
     /// The I/O threads.
     pub runtime: Arc<Runtime>,
+    /// Who gets what is published.
+    pub topics: Topics,
     /// The channels of each I/O thread. A lock is held to add, to remove, or to walk over the connections without
     /// writing to them, so that the ticking thread, which removes, never waits for a system call.
     shards: Box<[Mutex<Slab<Entry>>]>,
@@ -190,6 +193,7 @@ impl Endpoint {
         let endpoint = Arc::new(Self {
             inbox: Inbox::new(settings.max_pending_bytes, settings.max_channel_pending_bytes, wake),
             limits: Arc::new(settings.wire()),
+            topics: Topics::new(&settings, runtime.threads.len()),
             settings,
             shards,
             live: AtomicUsize::new(0),
@@ -486,7 +490,13 @@ impl Endpoint {
                 keep
             });
         }
+        self.topics.clear();
         self.abort();
+    }
+
+    /// Whether the owner is gone.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
     }
 
     /// Whether a stop has begun.

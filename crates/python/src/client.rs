@@ -5,6 +5,7 @@ use crate::convert::{self, CloseCode, OpcodeArgument, reason};
 use crate::latest::{ClientKeys, Keys};
 use crate::reconnect::Again;
 use crate::ticker::{self, Budget, Ticker, callback_failed, channel_failed, check_process, fault};
+use crate::topics;
 use parking_lot::Mutex;
 use pyhv_engine::client::{self as engine, Attempt, ConnectError, Target};
 use pyhv_engine::connection::Connection;
@@ -166,6 +167,9 @@ impl WebSocketClient {
                 }
                 this.set_error(None);
                 conn.delivered_open();
+                if let Err(error) = slf.call_method0(intern!(py, "_on_topics_open")) {
+                    channel_failed(slf, "on_topic_refused", error, &conn)?;
+                }
                 if let Err(error) = slf.call_method0(intern!(py, "on_open")) {
                     channel_failed(slf, "on_open", error, &conn)?;
                 }
@@ -214,6 +218,7 @@ impl WebSocketClient {
             | Event::StreamEnd { .. }
             | Event::Http(_)
             | Event::Access(_)
+            | Event::Presence { .. }
             | Event::Taken => Ok(()),
         }
     }
@@ -307,6 +312,14 @@ impl WebSocketClient {
             return Ok(());
         }
         let message = convert::message(py, kind, payload)?;
+        if kind == MessageKind::Text && topics::is_spoken_by(&conn) && topics::may_ask(payload) {
+            let asked = slf.call_method1(intern!(py, "_on_topics"), (&message,));
+            match asked.and_then(|asked| asked.is_truthy()) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => return channel_failed(slf, "a callback for topics", error, &conn),
+            }
+        }
         let opcode = opcode_object(py, kind)?;
         if let Err(error) = slf.call_method1(intern!(py, "on_message_frame"), (message, opcode)) {
             channel_failed(slf, "on_message", error, &conn)?;
