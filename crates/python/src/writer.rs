@@ -229,7 +229,10 @@ impl StreamWriter {
         let kind = if named { 2 } else { 1 };
         let before = self.subscribed.compare_exchange(0, kind, Ordering::Relaxed, Ordering::Relaxed);
         if before.is_err_and(|before| before != kind) {
-            return Err(PyValueError::new_err(format!("named={named}: the stream has begun with the opposite")));
+            return Err(PyValueError::new_err(format!(
+                "named={}: the stream has begun with the opposite",
+                if named { "True" } else { "False" }
+            )));
         }
         let after = match (after, before) {
             (None, Ok(_)) => match self.last_event_id() {
