@@ -255,7 +255,7 @@ def test_a_compressed_publish_arrives_with_every_kind_of_compression() -> None:
     text = "the same words again and again, " * 20
     for compression in ("shared", "context", None):
         with Rooms() as server:
-            server.start(0, compression=compression)  # type: ignore[arg-type]
+            server.start(0, compression=compression)
             one, first = joined(server, "a")
             two, _ = joined(server, "a", compression=None)
             assert first.is_compressed is (compression is not None)
@@ -354,4 +354,3 @@ def test_json_is_what_a_member_becomes(server: Rooms) -> None:
     channel.subscribe("a", member=("x", 1))
     assert server.presence("a") == json.loads(json.dumps([["x", 1]]))
     close(client)
-

@@ -1,4 +1,4 @@
-"""Topics that keep messages: who comes back gets what it missed, in order and once, or is told that it cannot have it."""
+"""Topics that keep messages: who comes back gets what it missed, in order and once, or is told that it cannot."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 import websockets.sync.client
 
 from pyhv import HvWebServer, HvWebSocketClient, Reconnect, WebSocketChannel
-from support import HOST, Background, tick_until, url_of
+from support import HOST, Background, Ticker, tick_until, url_of
 
 PROTOCOL = "pyhv.topics.v1"
 SOON = Reconnect(first=0.001, max_delay=0.01)
@@ -128,7 +129,7 @@ def test_the_convention(server: Open) -> None:
         tick_until(lambda: server.subscriber_count("open/a"), server)
         assert answer() == {"pyhv": "subscribed", "topic": "open/a", "position": first, "complete": True}
         assert [answer()["position"] for _ in range(2)] == [second, third]
-        for question, why in [
+        questions: list[tuple[dict[str, Any], str]] = [
             ({"pyhv": "subscribe", "topic": "secret"}, "not allowed"),
             ({"pyhv": "subscribe", "topic": "open\n"}, "no control characters"),
             ({"pyhv": "subscribe", "topic": "open/+x"}, "stands for a whole level"),
@@ -137,7 +138,8 @@ def test_the_convention(server: Open) -> None:
             ({"pyhv": "publish", "topic": "open/wall"}, "neither text nor base64"),
             ({"pyhv": "publish", "topic": "open/wall", "base64": "?"}, "neither text nor base64"),
             ({"pyhv": "dance", "topic": "open"}, "there is no 'dance'"),
-        ]:
+        ]
+        for question, why in questions:
             ask(question)
             server.tick(10)
             said = answer()
@@ -190,7 +192,7 @@ def test_an_exception_in_a_hook_closes_the_channel(server: Open) -> None:
     def fail(channel: WebSocketChannel, topic: str) -> bool:
         raise LookupError(topic)
 
-    server.on_subscribe = fail  # type: ignore[method-assign,assignment]
+    server.on_subscribe = fail  # type: ignore[method-assign]
     errors: list[Exception] = []
     server.on_error = errors.append  # type: ignore[method-assign,assignment]
     client = Reader()
@@ -205,7 +207,7 @@ def test_a_client_reads_and_publishes(server: Open) -> None:
     assert one.publish("open/wall", "h\u00e9llo")
     assert two.publish("open/wall", b"\x00")
     for client in (one, two):
-        tick_until(lambda c=client: len(c.got) == 2, server, one, two)
+        tick_until(partial(lambda c: len(c.got) == 2, client), server, one, two)
         assert sorted(client.got, key=str) == [("open/wall", "h\u00e9llo"), ("open/wall", b"\x00")]
     # What the program says beside topics comes as it is.
     server.channels[0].send('{"some": "json"}')
@@ -230,7 +232,7 @@ def test_what_was_missed_comes_once_and_in_order(server: Open) -> None:
     tick_until(lambda: client.got, server, client)
     lose(server, client)
     for number in range(2, 6):
-        server.publish("open/ab"[:5] + "ab"[number % 2], str(number))
+        server.publish(f"open/{'ab'[number % 2]}", str(number))
     tick_until(lambda: len(client.got) == 5, server, client)
     server.publish("open/a", "6")
     tick_until(lambda: len(client.got) == 6, server, client)
@@ -298,7 +300,7 @@ def test_the_oldest_and_a_position_of_an_earlier_run(server: Open) -> None:
     for forged in ("nonsense", "0" * 16 + "-3", str(positions[0])[:17] + "99999"):
         another = reader(server)
         another.subscribe("open/a", after=forged)
-        tick_until(lambda c=another: len(c.got) == 5, server, another)
+        tick_until(partial(lambda c: len(c.got) == 5, another), server, another)
         assert another.gaps == ["open/a"]
         another.close()
     client.close()
@@ -407,7 +409,8 @@ def test_ten_thousand_messages_through_random_disconnects(seed: int) -> None:
                     cuts += 1
                     channel.close(choose.choice((1001, 1011, 1012, 4000)))
             # Both sides tick now and then, not in step: much is on the way when a connection ends.
-            for ticker in (server, *clients):
+            tickers: list[Ticker] = [server, *clients]
+            for ticker in tickers:
                 if choose.random() < 0.7:
                     ticker.tick(choose.choice((0, 0.001)))
         wanted = [

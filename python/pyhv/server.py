@@ -255,7 +255,6 @@ class HvWebServer(Reporting, Routes, ServerTopics):
             "max_headers": max_headers,
             "max_upgrades_per_second": max_upgrades_per_second,
             "allowed_origins": allowed_origins if allowed_origins in (None, "*") else _names(allowed_origins),
-            "subprotocols": self._subprotocols(_names(subprotocols)),
             "max_topic_length": max_topic_length,
             "max_subscriptions_per_channel": max_subscriptions_per_channel,
             "max_topics": max_topics,
@@ -280,6 +279,7 @@ class HvWebServer(Reporting, Routes, ServerTopics):
             except BaseException:
                 self._initialized = False
                 raise
+        settings["subprotocols"] = self._subprotocols(_names(subprotocols))  # on_init may have enabled topics
         self._start(host, port, tls, settings)
         self._set_latest(latest)
 

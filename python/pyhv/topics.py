@@ -38,6 +38,11 @@ def matches(pattern: str, topic: str) -> bool:
     return index + 1 == len(levels)
 
 
+def may_ask(msg: str | bytes) -> bool:
+    """Whether a message may be a text of the convention: the look before it is parsed."""
+    return isinstance(msg, str) and msg.startswith("{") and '"pyhv"' in msg[:69]
+
+
 def _compose(kind: str, topic: str, /, **members: Any) -> str:
     """A text of the convention: "pyhv" comes first, by which it is known."""
     return json.dumps({"pyhv": kind, "topic": topic, **members}, ensure_ascii=False, separators=(",", ":"))
@@ -308,7 +313,9 @@ class ClientTopics(_native.WebSocketClient):
         if not mine:
             return not any(matches(name, topic) for name in self._topics_left)
         epoch, number = _number(position)
-        behind = [name for name in mine if _number(self._topics[name]) < (epoch, number) or self._of_another(name, epoch)]
+        behind = [
+            name for name in mine if _number(self._topics[name]) < (epoch, number) or self._of_another(name, epoch)
+        ]
         for name in behind:
             self._topics[name] = position
         return bool(behind)

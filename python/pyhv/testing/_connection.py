@@ -146,7 +146,12 @@ class Connection:
         return True
 
     def broadcast(self, kind: int, payload: bytes) -> None:
-        if not self.announced or self.state not in (State.OPEN, State.ANSWERING):
+        if self.announced:
+            self.published(kind, payload)
+
+    def published(self, kind: int, payload: bytes) -> None:
+        """Queues a message that it shares with others."""
+        if self.state not in (State.OPEN, State.ANSWERING):
             return
         size = frame_size(len(payload), masked=False)
         policy = self.endpoint.settings["slow_policy"]
