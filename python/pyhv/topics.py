@@ -1,4 +1,4 @@
-"""Topics: what a server and a client have of them beside the native side. docs/topics.md has the convention they speak."""
+"""Topics: what a server and a client have of them beside the native side; docs/topics.md has what they speak."""
 
 from __future__ import annotations
 
@@ -112,8 +112,8 @@ class ServerTopics(_native.Server):
     def enable_topics(self, *, patterns: bool = False) -> None:
         """Lets clients ask for topics themselves, in the convention of docs/topics.md, from the next `start` on.
 
-        It adds "pyhv.topics.v1" to the server's subprotocols. To a channel that has agreed on it publishes go with topic and
-        position; what else it sends and is sent stays the program's own. `on_subscribe` and `on_publish` decide.
+        It adds "pyhv.topics.v1" to the server's subprotocols. To a channel that has agreed on it publishes go with topic
+        and position; what else it sends and is sent stays the program's own. `on_subscribe` and `on_publish` decide.
 
         :param patterns: whether clients may ask for patterns; `on_subscribe` gets them as they are.
 
@@ -133,9 +133,9 @@ class ServerTopics(_native.Server):
         :param seconds: none older than this; None: of any age.
         :param max_bytes: the most that one topic keeps, 128 bytes for each message included.
 
-        All topics together keep `max_history_bytes`, of `max_topics` topics. Begins with what is published next, and holds
-        until `forget`, also for later runs; what is kept ends with the run. Raises ValueError for a name or number that
-        will not do. Any thread, before or after `start`.
+        All topics together keep `max_history_bytes`, of `max_topics` topics. Begins with what is published next, and
+        holds until `forget`, also for later runs; what is kept ends with the run. Raises ValueError for a name or
+        number that will not do. Any thread, before or after `start`.
         """
         self._keep(topic, (messages, seconds, max_bytes))
 
@@ -144,7 +144,9 @@ class ServerTopics(_native.Server):
         self._keep(topic)
 
     def presence(self, topic: str) -> list[Any]:
-        """The members of a topic, each once, in the order in which they came: what `member=` was, after JSON. Any thread."""
+        """The members of a topic, each once, in the order in which they came: `member=` as JSON gives it back.
+
+        Any thread."""
         return [json.loads(member) for member in self._members(topic)]
 
     def _subprotocols(self, names: list[str] | str) -> list[str] | str:
@@ -226,14 +228,14 @@ class ClientTopics(_native.WebSocketClient):
         """The server does not let the client subscribe or publish, or does not speak of topics at all."""
 
     def subscribe(self, topic: str, *, after: str | None = None) -> None:
-        """Subscribes, now or as soon as the client is connected with `topics=True`, and again on each connection after it.
+        """Subscribes, now or when the client is connected with `topics=True`, and again on each connection after it.
 
         After a reconnect the server is asked for what was missed: each message comes to `on_topic` once, in order, or
         `on_topic_gap` says that some are lost.
 
         :param topic: a name; a pattern if the server lets clients have them.
-        :param after: None begins with what is published next; "oldest" with what the server keeps; a position behind that
-            message, such as `topic_position` has given to an earlier run of the program.
+        :param after: None begins with what is published next; "oldest" with what the server keeps; a position behind
+            that message, such as `topic_position` has given to an earlier run of the program.
 
         Any thread; never blocks.
         """
@@ -250,8 +252,9 @@ class ClientTopics(_native.WebSocketClient):
                 self.send(_compose("unsubscribe", topic))
 
     def publish(self, topic: str, msg: str | Buffer) -> bool:
-        """Asks the server to publish a message. Returns False when there is no connection that speaks of topics. Any thread;
-        never blocks."""
+        """Asks the server to publish a message; False: there is no connection that speaks of topics.
+
+        Any thread; never blocks."""
         return self._speaks() and self.send(_compose("publish", topic, **_payload(msg)))
 
     @property
@@ -260,7 +263,9 @@ class ClientTopics(_native.WebSocketClient):
         return list(self._topics)
 
     def topic_position(self, topic: str) -> str | None:
-        """Where the last message of a subscription stood, to resume behind it in another run; None before the first answer."""
+        """Where the last message of a subscription stood, to resume behind it in another run.
+
+        None before the first answer. Any thread."""
         position = self._topics.get(topic)
         return position if _number(position)[0] else None
 
