@@ -113,7 +113,8 @@ class ServerTopics(_native.Server):
         """Lets clients ask for topics themselves, in the convention of docs/topics.md, from the next `start` on.
 
         It adds "pyhv.topics.v1" to the server's subprotocols. To a channel that has agreed on it publishes go with
-        topic and position; what else it sends and is sent stays the program's own. `on_subscribe` and `on_publish` decide.
+        topic and position; what else it sends and is sent stays the program's own. `on_subscribe` and `on_publish`
+        decide.
 
         :param patterns: whether clients may ask for patterns; `on_subscribe` gets them as they are.
 
