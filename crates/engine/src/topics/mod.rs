@@ -27,6 +27,8 @@ mod index;
 mod message;
 mod name;
 mod presence;
+#[cfg(test)]
+mod tests;
 
 use crate::connection::Connection;
 use crate::down::{Command, DownQueue};
@@ -360,11 +362,14 @@ impl Endpoint {
         if !new.is_empty() && there.map_or(0, IndexMap::len) + new.len() > limit {
             return Err(Refusal::TooMany(limit));
         }
-        let (begin, missed) = if new.is_empty() {
+        let (mut begin, mut missed) = if new.is_empty() {
             (Begin { position: board.position(), complete: true }, Vec::new())
         } else {
             board.begin(&new, after)
         };
+        if let Subscriber::Stream { .. } = subscriber {
+            self.shorten(&mut begin, &mut missed);
+        }
         let mut entrance = Vec::with_capacity(new.len());
         for &filter in filters {
             let mine = board.subscriptions.entry(who).or_default();
@@ -398,6 +403,22 @@ impl Endpoint {
             DownQueue::push(&io, Command::Subscribe(Box::new(entrance)));
         }
         Ok(begin)
+    }
+
+    /// What was missed is put into a stream at once, before its client has read any of it: more than may wait would break
+    /// it off each time. Leaves the newest half of that, since an event may be longer than its message.
+    fn shorten(&self, begin: &mut Begin, missed: &mut Vec<Arc<Message>>) {
+        let mut left = self.settings.max_buffered / 2;
+        let fits = |message: &&Arc<Message>| {
+            let fits = message.size() <= left;
+            left = left.saturating_sub(message.size());
+            fits
+        };
+        let too_many = missed.len() - missed.iter().rev().take_while(fits).count();
+        if let Some(last) = missed.drain(..too_many).next_back() {
+            begin.position = last.position;
+            begin.complete = false;
+        }
     }
 
     /// Ends a subscription; false: there was none.
