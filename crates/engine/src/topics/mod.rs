@@ -157,6 +157,8 @@ struct Board {
     subscribers: Index<()>,
     /// The filters of each subscriber, in the order in which it subscribed, and who it is there.
     subscriptions: HashMap<Who, IndexMap<Arc<str>, Option<Arc<str>>>>,
+    /// Behind which message each of these subscriptions began.
+    began: HashMap<(Who, Arc<str>), u64>,
     history: History,
     presence: Presence,
     backplane: Arc<dyn Backplane>,
@@ -186,6 +188,7 @@ impl Topics {
                 seq: 0,
                 subscribers: Index::default(),
                 subscriptions: HashMap::new(),
+                began: HashMap::new(),
                 history: History::new(settings.max_topics, settings.max_history_bytes),
                 presence: Presence::default(),
                 backplane: Arc::new(Alone),
@@ -299,6 +302,7 @@ impl Board {
 
     /// One subscription ends. The caller tells the I/O thread.
     fn remove(&mut self, endpoint: &Arc<Endpoint>, who: Who, filter: &Arc<str>, member: Option<&Arc<str>>) {
+        self.began.remove(&(who, Arc::clone(filter)));
         if let Some(((), true)) = self.subscribers.remove(filter, who) {
             self.backplane.interest(filter, false);
         }
@@ -363,7 +367,17 @@ impl Endpoint {
             return Err(Refusal::TooMany(limit));
         }
         let (mut begin, mut missed) = if new.is_empty() {
-            (Begin { position: board.position(), complete: true }, Vec::new())
+            let position = board.position();
+            // What came before the subscription that there is it cannot bring any more.
+            let complete = match after {
+                After::Position(Some(from)) => {
+                    let began = filters.iter().filter_map(|filter| board.began.get(&(who, Arc::from(*filter))));
+                    from.epoch == position.epoch && began.max().is_some_and(|began| from.seq >= *began)
+                }
+                After::Position(None) => false,
+                After::Now | After::Oldest => true,
+            };
+            (Begin { position, complete }, Vec::new())
         } else {
             board.begin(&new, after)
         };
@@ -383,6 +397,7 @@ impl Endpoint {
                 if board.subscribers.insert(&filter, who, ()) {
                     board.backplane.interest(&filter, true);
                 }
+                board.began.insert((who, Arc::clone(&filter)), begin.position.seq);
                 entrance.push(Arc::clone(&filter));
             }
             if before != now {
