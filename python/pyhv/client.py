@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-from pyhv import _native
 from pyhv._reporting import Reporting
 from pyhv._request import shown, tls_options
 from pyhv.opcode import WsOpcode
 from pyhv.reconnect import Reconnect
 from pyhv.stats import ClientStats
+from pyhv.topics import SUBPROTOCOL, ClientTopics
 
 __all__ = ["HvWebSocketClient"]
 
@@ -36,7 +36,7 @@ _RESERVED = {
 }
 
 
-class HvWebSocketClient(Reporting, _native.WebSocketClient):
+class HvWebSocketClient(Reporting, ClientTopics):
     """A WebSocket client for a program that owns its main loop.
 
     Subclass it and override what you need::
@@ -67,6 +67,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
     def __new__(cls: type[_C], *args: Any, **kwargs: Any) -> _C:
         self = super().__new__(cls, *args, **kwargs)
         self._close_timeout = 5.0
+        self._topics, self._topics_left = {}, set()
         return self
 
     # What a program overrides. All of it runs inside tick(), on that thread.
@@ -129,6 +130,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
         compression_window_bits: int = 15,
         latest: Callable[[str | bytes], Hashable | None] | None = None,
         reconnect: bool | Reconnect = False,
+        topics: bool = False,
     ) -> None:
         """Begins to connect, and returns at once; `on_open`, or `on_error` and `on_close`, follow on a later tick.
 
@@ -168,6 +170,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             until `close()`; a `pyhv.Reconnect` says how. Not when the same would happen again: the server's certificate
             is not trusted, it refuses the handshake with another status than 408, 425, 429 or 5xx, or it closes with
             1000, 1008, 3000 or 3003.
+        :param topics: offers "pyhv.topics.v1" behind `subprotocols`, for `subscribe` and `publish`.
 
         Raises ValueError for a bad URL, header, subprotocol or setting; RuntimeError when it is connected or
         connecting, unless `is_reconnecting`: then this takes the place of the next attempt. Any thread; never blocks.
@@ -181,6 +184,9 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             pairs.append(("Authorization", user))
         if isinstance(subprotocols, str):
             raise ValueError(f"subprotocols={subprotocols!r} is one str: give a list of names")
+        names = list(subprotocols)
+        if topics and SUBPROTOCOL not in names:
+            names.append(SUBPROTOCOL)
         tls = tls_options(
             ca_file=ca_file,
             fingerprint=fingerprint,
@@ -220,7 +226,7 @@ class HvWebSocketClient(Reporting, _native.WebSocketClient):
             authority,
             path,
             pairs,
-            list(subprotocols),
+            names,
             tls if secure else None,
             settings,
             asdict(reconnect) if reconnect else None,

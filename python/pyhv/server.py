@@ -17,6 +17,7 @@ from pyhv._reporting import Reporting
 from pyhv.http import WsUpgrade
 from pyhv.routes import Handler, Routes, StreamHandler
 from pyhv.stats import Inside
+from pyhv.topics import ServerTopics
 
 __all__ = ["Handler", "HvWebServer", "StreamHandler"]
 
@@ -27,7 +28,7 @@ _access_log = logging.getLogger("pyhv.access")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")  # in every locale
 
 
-class HvWebServer(Reporting, Inside, Routes):
+class HvWebServer(Reporting, Inside, Routes, ServerTopics):
     """An HTTP and WebSocket server for a program that owns its main loop.
 
     Subclass it and override what you need::
@@ -145,6 +146,10 @@ class HvWebServer(Reporting, Inside, Routes):
         allowed_origins: Literal["*"] | Iterable[str] | None = None,
         subprotocols: Iterable[str] = (),
         trusted_proxies: Iterable[str] = (),
+        max_topic_length: int = 256,
+        max_subscriptions_per_channel: int = 1_000,
+        max_topics: int = 10_000,
+        max_history_bytes: int = 64 << 20,
     ) -> None:
         """Listens, and returns at once. Sizes are in bytes, times in seconds.
 
@@ -207,6 +212,11 @@ class HvWebServer(Reporting, Inside, Routes):
             connections `client_address` and `scheme` of requests and channels come from X-Forwarded-For and
             X-Forwarded-Proto, or else Forwarded (RFC 7239): the right-most address that is no trusted proxy. A proxy
             has to write one of the two, and one that writes Forwarded has to remove `X-Forwarded-*`, which go first.
+        :param max_topic_length: longest name of a topic, in bytes of UTF-8.
+        :param max_subscriptions_per_channel: topics that one channel or event stream may have; more are refused.
+        :param max_topics: topics whose messages are kept (`keep`); of more the one that was published to longest ago is
+            forgotten.
+        :param max_history_bytes: what all topics together keep; the same beyond.
 
         Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
         server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs
@@ -246,7 +256,10 @@ class HvWebServer(Reporting, Inside, Routes):
             "max_headers": max_headers,
             "max_upgrades_per_second": max_upgrades_per_second,
             "allowed_origins": allowed_origins if allowed_origins in (None, "*") else _names(allowed_origins),
-            "subprotocols": _names(subprotocols),
+            "max_topic_length": max_topic_length,
+            "max_subscriptions_per_channel": max_subscriptions_per_channel,
+            "max_topics": max_topics,
+            "max_history_bytes": max_history_bytes,
             "trusted_proxies": _names(trusted_proxies),
             "ask_upgrade": self._overrides("on_ws_upgrade"),
             "tell_drain": self._overrides("on_ws_drain"),
@@ -267,6 +280,7 @@ class HvWebServer(Reporting, Inside, Routes):
             except BaseException:
                 self._initialized = False
                 raise
+        settings["subprotocols"] = self._subprotocols(_names(subprotocols))  # on_init may have enabled topics
         self._start(host, port, tls, settings)
         self._set_latest(latest)
 

@@ -152,6 +152,13 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// For one message that not all connections get: to have its frames made once.
+    pub(crate) fn of_one(endpoint: &Arc<Endpoint>, message: Broadcast) -> Self {
+        let (endpoint, len, content) = (Arc::clone(endpoint), message.plain.len(), message.payload.len());
+        let (messages, excluded, variants, keys) = (vec![message], Vec::new(), Vec::new(), HashMap::new());
+        Self { endpoint, messages, excluded, len, content, variants, keys, heard: 0 }
+    }
+
     /// How many messages there are so far.
     pub(crate) fn count(&self) -> usize {
         self.messages.len()

@@ -17,6 +17,7 @@ use crate::request::HttpResponse;
 use crate::runtime::IoThread;
 use crate::stats::Sent;
 use crate::stream::Stream;
+use crate::topics::{self, Entrance, Who};
 use crate::wire;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -73,6 +74,14 @@ pub(crate) enum Command {
     },
     /// Begin or answer the closing handshake.
     Close { conn: Arc<Connection>, kind: CloseKind, code: Option<u16>, reason: String },
+    /// From here on a channel or a stream gets what is published to some topics.
+    Subscribe(Box<Entrance>),
+    /// Up to here.
+    Unsubscribe { endpoint: Arc<Endpoint>, who: Who, filters: Vec<Arc<str>> },
+    /// A message for the subscribers of its topic on this thread but one.
+    Publish { endpoint: Arc<Endpoint>, message: Arc<topics::Message>, exclude: Option<Who> },
+    /// Something that the program is told in its place behind the commands before it.
+    Tell { endpoint: Arc<Endpoint>, event: Box<Event> },
     /// Close every channel of the endpoint on this thread.
     CloseAll { endpoint: Arc<Endpoint>, code: u16 },
     /// Drop every connection of the endpoint on this thread at once.
@@ -97,6 +106,10 @@ impl Command {
             | Self::Announce(conn)
             | Self::Close { conn, .. } => Some(conn),
             Self::Broadcast { .. }
+            | Self::Subscribe(_)
+            | Self::Unsubscribe { .. }
+            | Self::Publish { .. }
+            | Self::Tell { .. }
             | Self::CloseAll { .. }
             | Self::AbortAll { .. }
             | Self::Resume(_)
@@ -338,6 +351,15 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, 
         Command::FetchKeyed { conn, number } => conn.queue_keyed(number, touched),
         Command::Broadcast { endpoint, opcode, frame, payload, exclude, key } => {
             round.note(endpoint, Broadcast::new(opcode, frame, payload, exclude, key));
+        }
+        Command::Subscribe(entrance) => topics::fanout::subscribe(io, *entrance, round, touched),
+        Command::Unsubscribe { endpoint, who, filters } => topics::fanout::unsubscribe(io, &endpoint, who, &filters),
+        Command::Publish { endpoint, message, exclude } => {
+            topics::fanout::publish(io, &endpoint, &message, exclude, round, touched);
+        }
+        Command::Tell { endpoint, event } => {
+            deliver(io, &endpoint, *event);
+            endpoint.end();
         }
         Command::Close { conn, kind, code, reason } => conn.send_close(kind, code, &reason, touched),
         Command::CloseAll { endpoint, code } => {

@@ -8,6 +8,7 @@ use crate::inbox::{Batch, Event, Inbox};
 use crate::runtime::{self, IoThread, Runtime};
 use crate::settings::Settings;
 use crate::stats::{Delivery, Stats};
+use crate::topics::Topics;
 use crate::wake::{Waited, Wake};
 use crate::wire;
 use bytes::Bytes;
@@ -60,6 +61,8 @@ pub struct Endpoint {
     pub runtime: Arc<Runtime>,
     /// What it counts.
     pub stats: Stats,
+    /// Who gets what is published.
+    pub topics: Topics,
     /// The channels of each I/O thread. A lock is held to add, to remove, or to walk over the connections without
     /// writing to them, so that the ticking thread, which removes, never waits for a system call.
     shards: Box<[Mutex<Slab<Entry>>]>,
@@ -198,6 +201,7 @@ impl Endpoint {
         let endpoint = Arc::new(Self {
             inbox: Inbox::new(settings.max_pending_bytes, settings.max_channel_pending_bytes, wake),
             limits: Arc::new(settings.wire()),
+            topics: Topics::new(&settings, runtime.threads.len()),
             settings,
             shards,
             live: AtomicUsize::new(0),
@@ -555,7 +559,13 @@ impl Endpoint {
                 keep
             });
         }
+        self.topics.clear();
         self.abort();
+    }
+
+    /// Whether the owner is gone.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
     }
 
     /// Whether a stop has begun.

@@ -85,6 +85,15 @@ pub enum Event {
     ConnectFailed(Box<crate::client::ConnectError>),
     /// Something of an HTTP request that the program makes.
     Http(Box<crate::http_client::HttpEvent>),
+    /// Somebody has come to a topic, or has left it.
+    Presence {
+        /// The topic.
+        topic: Arc<str>,
+        /// Who.
+        member: Arc<str>,
+        /// Has come.
+        joined: bool,
+    },
     /// A warning for the log.
     Log(String),
     /// A panic on a native thread: a bug of ours, surfaces from `tick()`.
@@ -176,6 +185,7 @@ impl Batch {
                     CONNECTION_COST + head + request.body.len() + form
                 }
                 Event::Http(event) => event.size(),
+                Event::Presence { topic, member, .. } => topic.len() + member.len(),
                 Event::Log(text) | Event::Fault(text) => text.len(),
                 Event::Access(record) => record.size(),
                 Event::Close { .. }

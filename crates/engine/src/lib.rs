@@ -9,6 +9,7 @@
 //!
 //! * [`runtime`]: the process-wide I/O threads, and [`driver`], who drives their sockets; [`down`]: the queue going down and
 //!   the pump that empties it; `broadcast`: what goes to everybody;
+//! * [`topics`]: who gets what is published to a name;
 //! * [`inbox`]: the queue going up; [`backlog`]: what ticks with a budget leave of it; [`wake`]: the descriptor that is
 //!   readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
@@ -44,6 +45,7 @@ pub mod stats;
 pub mod stream;
 mod task;
 pub mod tls;
+pub mod topics;
 mod transport;
 pub mod upload;
 pub mod wake;

@@ -105,6 +105,14 @@ pub struct Settings {
     pub allowed_origins: Origins,
     /// Subprotocols that the server speaks, the preferred first.
     pub subprotocols: Vec<String>,
+    /// Longest name of a topic in bytes of UTF-8. MQTT has 65,535, NATS in practice 256.
+    pub max_topic_length: usize,
+    /// Topics and patterns that one channel or stream may subscribe to.
+    pub max_subscriptions_per_channel: usize,
+    /// Topics whose messages are kept; of more the one that was published to longest ago is forgotten.
+    pub max_topics: usize,
+    /// Bytes of messages that are kept for all topics together; the same beyond.
+    pub max_history_bytes: usize,
     /// permessage-deflate (RFC 7692), if it is spoken at all, and how.
     pub compression: Option<DeflateConfig>,
     /// Whether the program decides on each WebSocket handshake.
@@ -152,6 +160,10 @@ impl Default for Settings {
             trusted_proxies: Vec::new(),
             allowed_origins: Origins::SameHost,
             subprotocols: Vec::new(),
+            max_topic_length: 256,
+            max_subscriptions_per_channel: 1_000,
+            max_topics: 10_000,
+            max_history_bytes: 64 << 20,
             compression: Some(DeflateConfig::default()),
             ask_upgrade: false,
             upgrade_timeout: Duration::from_secs(10),

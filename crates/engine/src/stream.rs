@@ -102,6 +102,11 @@ impl Stream {
         &self.endpoint
     }
 
+    /// The thread that it is on.
+    pub(crate) fn io(&self) -> &Arc<IoThread> {
+        &self.io
+    }
+
     /// Queues a chunk; false when the stream is closed, or `slow_policy` left the chunk out or broke the stream off.
     pub fn write(self: &Arc<Self>, chunk: Bytes) -> bool {
         let limit = self.endpoint.settings.max_buffered;

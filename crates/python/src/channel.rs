@@ -2,8 +2,10 @@
 
 use crate::convert::{self, CloseCode, KeyArgument, OpcodeArgument};
 use crate::ticker::check_process;
+use crate::topics;
 use parking_lot::Mutex;
 use pyhv_engine::connection::{Connection, SendError};
+use pyhv_engine::topics::Subscriber;
 use pyhv_engine::wire::{self, MessageKind, Opcode};
 use pyo3::exceptions::PyValueError;
 use pyo3::gc::{PyTraverseError, PyVisit};
@@ -105,6 +107,10 @@ impl WebSocketChannel {
         Self { conn, values: Mutex::default(), skipped: AtomicU32::new(0) }
     }
 
+    fn subscriber(&self) -> Subscriber {
+        Subscriber::Channel(Arc::clone(&self.conn))
+    }
+
     /// What is in `slot`, made when it is empty.
     fn kept(
         &self,
@@ -166,6 +172,55 @@ impl WebSocketChannel {
         check_process(self.conn.endpoint(), "server")?;
         self.conn.close(Some(code), reason);
         Ok(())
+    }
+
+    /// Subscribes to a topic: from now on the channel gets what is `published` to it.
+    ///
+    /// topic: a name, or a pattern of MQTT 3.1.1 section 4.7: levels between slashes, "+" for one level, "#" at the end for
+    /// the rest. after: None begins with what is published next; a position, as `publish` returns it, behind that message;
+    /// "oldest" with all that the topic keeps (`HvWebServer.keep`). member: who the channel is in the topic, something
+    /// that JSON can say: for `HvWebServer.presence`, `on_join` and `on_leave`; names without wildcards alone.
+    ///
+    /// Returns True when it is subscribed, whether it was before or not: then nothing is sent again; False when the channel
+    /// is closed. Raises ValueError for a name that will not do, and for more than `max_subscriptions_per_channel`. Ends with
+    /// the channel. Any thread; never blocks.
+    #[pyo3(signature = (topic, *, after=None, member=None))]
+    fn subscribe(
+        &self,
+        py: Python<'_>,
+        topic: &str,
+        after: Option<&str>,
+        member: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        let after = topics::after(after);
+        let begin = topics::subscribe(py, self.conn.endpoint(), self.subscriber(), &[topic], after, member, false)?;
+        Ok(begin.is_some())
+    }
+
+    /// Subscribes for the client, which asked and is told. Returns why not.
+    fn _ask(
+        &self,
+        py: Python<'_>,
+        topic: &str,
+        after: Option<&str>,
+        member: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<String>> {
+        let after = topics::after(after);
+        match topics::subscribe(py, self.conn.endpoint(), self.subscriber(), &[topic], after, member, true) {
+            Ok(_) => Ok(None),
+            Err(error) => topics::refusal(error, py),
+        }
+    }
+
+    /// Ends a subscription, named as it was made. Returns False when there was none. Any thread; never blocks.
+    fn unsubscribe(&self, topic: &str) -> PyResult<bool> {
+        topics::unsubscribe(self.conn.endpoint(), &self.subscriber(), topic)
+    }
+
+    /// What it has subscribed to, in that order, as a new list; nothing in `on_ws_close`. Any thread.
+    #[getter]
+    fn topics(&self) -> PyResult<Vec<String>> {
+        topics::of(self.conn.endpoint(), &self.subscriber())
     }
 
     /// What the program put here; None at first.

@@ -87,12 +87,18 @@ impl Handlers {
                 let events = matches!(answer, Answer::Events(_));
                 let writer = StreamWriter::new(request.clone_ref(py), &responder, endpoint, events, comments);
                 Bound::new(py, writer).and_then(|writer| {
-                    let result = handler.bind(py).call1((&request, &writer))?;
-                    if writer.get().begin(&responder, &result)? {
+                    let begun = handler
+                        .bind(py)
+                        .call1((&request, &writer))
+                        .and_then(|result| writer.get().begin(&responder, &result));
+                    if matches!(begun, Ok(true)) {
                         let id = writer.get().stream.id;
                         self.streams.lock().insert(id, writer.unbind());
+                    } else {
+                        // No end of it will be told: the handler may have subscribed before it refused.
+                        endpoint.leave_topics(&writer.get().subscriber());
                     }
-                    Ok(())
+                    begun.map(|_| ())
                 })
             }
         };

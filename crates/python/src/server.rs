@@ -11,6 +11,7 @@ use crate::stopping::{self, Stopping};
 use crate::ticker::{
     self, Budget, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault,
 };
+use crate::topics;
 use parking_lot::Mutex;
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
@@ -20,6 +21,7 @@ use pyhv_engine::server::around::Around;
 use pyhv_engine::server::{self as engine, Routes, Target};
 use pyhv_engine::stats::Snapshot;
 use pyhv_engine::tls::server_config;
+use pyhv_engine::topics::Subscriber;
 use pyhv_engine::wake::Wake;
 use pyhv_engine::wire::{MessageKind, Opcode};
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -42,6 +44,8 @@ pub(crate) struct Server {
     /// Guards what is done around answers while a part of it is replaced.
     around: Mutex<Around>,
     pub(crate) handlers: Handlers,
+    /// What topics keep.
+    kept: topics::Kept,
     /// What `start(latest=...)` was given.
     latest: Mutex<Option<Py<PyAny>>>,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
@@ -99,9 +103,13 @@ impl Server {
             }
             Event::Close { channel: number } => {
                 let channel = this.channels.lock().get_mut(number as usize).and_then(Option::take);
+                if let Some(conn) = channel.as_ref().map(|channel| &channel.get().conn) {
+                    conn.delivered_close();
+                    // While the number is still its own.
+                    endpoint.leave_topics(&Subscriber::Channel(Arc::clone(conn)));
+                }
                 endpoint.release(number, Side::Program);
                 let Some(channel) = channel else { return Ok(()) };
-                channel.get().conn.delivered_close();
                 if let Err(error) = slf.call_method1(intern!(py, "on_ws_close"), (channel,)) {
                     callback_failed(slf, "on_ws_close", error)?;
                 }
@@ -110,6 +118,7 @@ impl Server {
             Event::Request(request) => this.handlers.run(slf, endpoint, *request),
             Event::StreamEnd { stream } => {
                 let Some(writer) = this.handlers.take_stream(stream) else { return Ok(()) };
+                endpoint.leave_topics(&writer.get().subscriber());
                 if let Err(error) = slf.call_method1(intern!(py, "on_stream_close"), (writer,)) {
                     callback_failed(slf, "on_stream_close", error)?;
                 }
@@ -127,6 +136,12 @@ impl Server {
                 let conn = &channel.get().conn;
                 if let Err(error) = slf.call_method1(intern!(py, "on_ws_drain"), (&channel,)) {
                     channel_failed(slf, "on_ws_drain", error, conn)?;
+                }
+                Ok(())
+            }
+            Event::Presence { topic, member, joined } => {
+                if let Err(error) = slf.call_method1(intern!(py, "_on_presence"), (&*topic, &*member, joined)) {
+                    callback_failed(slf, if joined { "on_join" } else { "on_leave" }, error)?;
                 }
                 Ok(())
             }
@@ -148,6 +163,14 @@ impl Server {
             return Ok(());
         }
         let message = convert::message(py, kind, payload)?;
+        if kind == MessageKind::Text && conn.endpoint().topics.are_spoken_by(conn) && topics::may_ask(payload) {
+            let asked = slf.call_method1(intern!(py, "_on_topics"), (&channel, &message));
+            match asked.and_then(|asked| asked.is_truthy()) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => return channel_failed(slf, "a callback for topics", error, conn),
+            }
+        }
         if let Err(error) = slf.call_method1(intern!(py, "on_ws_message"), (&channel, message)) {
             channel_failed(slf, "on_ws_message", error, conn)?;
         }
@@ -176,6 +199,7 @@ impl Server {
             router: Mutex::new(Routes::default()),
             around: Mutex::default(),
             handlers: Handlers::default(),
+            kept: topics::Kept::default(),
             latest: Mutex::new(None),
             channels: Mutex::new(Vec::new()),
             wake: Mutex::new(None),
@@ -229,6 +253,7 @@ impl Server {
             let listen = engine::Listen { host: host.clone(), port: number, tls };
             engine::Server::start(endpoint, router, around, listen).map_err(|e| convert::listen_error(&host, &e))
         })?;
+        server.endpoint.topics.set_rules(self.kept.rules());
         self.stopping.take_request();
         self.started_once.store(true, Ordering::Relaxed);
         *self.run.lock() = Some(Arc::new(server));
@@ -486,6 +511,50 @@ impl Server {
             server.endpoint.broadcast(opcode, payload, excluded.map(|conn| conn.channel()), key);
             Ok(())
         })
+    }
+
+    /// Sends a message to every subscriber of a topic.
+    ///
+    /// topic: its name, without wildcards. msg: str is sent as a text message, bytes-like as a binary one. exclude: a channel
+    /// that does not get it. key: str or bytes; for a channel the message takes the place of one published to this topic with an
+    /// equal key that has not left yet, as with `WebSocketChannel.send`; history keeps both. Returns the message's position, which
+    /// says where to resume (`channel.subscribe`); None while the server does not run. Raises ValueError for a name that will
+    /// not do, TypeError for another type of message or key.
+    ///
+    /// The message is encoded once and fanned out by the native thread: the cost to the caller does not depend on the
+    /// number of subscribers. Any thread; never blocks. Channels get it in the order of all that is sent to them.
+    #[pyo3(signature = (topic, msg, exclude=None, *, key=None))]
+    fn publish(
+        &self,
+        topic: &str,
+        msg: &Bound<'_, PyAny>,
+        exclude: Option<&Bound<'_, WebSocketChannel>>,
+        key: Option<KeyArgument>,
+    ) -> PyResult<Option<String>> {
+        topics::publish(self, topic, msg, exclude, key.as_ref())
+    }
+
+    /// The channels, and writers of event streams, that get what is published to a topic, as a new list. Any thread.
+    fn subscribers<'py>(&self, py: Python<'py>, topic: &str) -> PyResult<Bound<'py, PyList>> {
+        topics::subscribers(py, self, topic)
+    }
+
+    /// How many there are. Any thread.
+    fn subscriber_count(&self, topic: &str) -> usize {
+        self.running().map_or(0, |server| server.endpoint.topics.count(topic))
+    }
+
+    /// The members of a topic as JSON, in the order in which they came.
+    fn _members(&self, topic: &str) -> Vec<String> {
+        let members = self.running().map(|server| server.endpoint.topics.members(topic)).unwrap_or_default();
+        members.iter().map(|member| member.to_string()).collect()
+    }
+
+    /// What a topic keeps; without limits: nothing.
+    #[pyo3(signature = (topic, limits=None))]
+    fn _keep(&self, topic: &str, limits: Option<(usize, Option<f64>, usize)>) -> PyResult<()> {
+        let keep = limits.map(|(messages, seconds, bytes)| topics::keep(messages, seconds, bytes)).transpose()?;
+        self.kept.set(topic, keep, self.running().as_ref().map(|server| &*server.endpoint))
     }
 
     /// The channels between their `on_ws_open` and their `on_ws_close`, as a new list. Any thread.

@@ -3,6 +3,7 @@
 use crate::convert;
 use crate::request::{HttpRequest, header};
 use crate::response::{self, final_status, status_object};
+use crate::topics;
 use bytes::Bytes;
 use http::header::{self as field, HeaderMap, HeaderValue};
 use parking_lot::Mutex;
@@ -10,12 +11,14 @@ use pyhv_engine::body::Body;
 use pyhv_engine::endpoint::Endpoint;
 use pyhv_engine::request::{HttpResponse, Responder};
 use pyhv_engine::stream::{Stream, StreamBody};
+use pyhv_engine::topics::{After, Position, Subscriber};
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyInt, PyList, PyString};
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 /// The head of the response, until it is sent.
@@ -36,6 +39,8 @@ pub(crate) struct StreamWriter {
     request: Py<HttpRequest>,
     /// Whether it carries server-sent events.
     events: bool,
+    /// 0: has not subscribed to a topic; 1: has; 2: has, and events have their topic as their type.
+    subscribed: AtomicU8,
     /// Guards the head until the handler has returned.
     head: Mutex<Option<Head>>,
     /// Guards the reference while it is read or replaced.
@@ -62,7 +67,11 @@ impl StreamWriter {
             headers.insert(field::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         }
         let head = Mutex::new(Some(Head { status: 200, headers, body }));
-        Self { stream, request, events, head, data: Mutex::new(None) }
+        Self { stream, request, events, subscribed: AtomicU8::new(0), head, data: Mutex::new(None) }
+    }
+
+    pub(crate) fn subscriber(&self) -> Subscriber {
+        Subscriber::Stream { stream: Arc::clone(&self.stream), named: self.subscribed.load(Ordering::Relaxed) == 2 }
     }
 
     /// The handler has returned: answers with the stream, or with the status that it returned instead of one. True: the
@@ -190,6 +199,72 @@ impl StreamWriter {
             return Err(PyTypeError::new_err(format!("an event's data is str, dict or list, not {name}")));
         };
         self.push(text.into())
+    }
+
+    /// Subscribes to topics: what is published to them comes as events of this `sse` route, each with its position as id.
+    ///
+    /// topics: names or patterns, as for `WebSocketChannel.subscribe`. named: the type of an event is its topic; otherwise it
+    /// is the browser's default, "message". after: as there. Without it the first call resumes where the client has
+    /// been, as its Last-Event-ID tells, and an event of type "gap" says that something is missing in between; so give all
+    /// topics to one call. Later calls begin with what is published next. member: as there.
+    ///
+    /// Binary messages come in base64. The publishes of a tick come behind what `event` has sent in it. Returns False when
+    /// the stream has ended. Raises ValueError as there, and for another `named` than the first time; RuntimeError on a
+    /// `stream` route. Any thread; never blocks.
+    #[pyo3(signature = (*topics, after=None, named=false, member=None))]
+    fn subscribe(
+        &self,
+        py: Python<'_>,
+        topics: Vec<String>,
+        after: Option<&str>,
+        named: bool,
+        member: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
+        if !self.events {
+            return Err(PyRuntimeError::new_err("subscribe() is for sse routes: this one was added with stream()"));
+        }
+        if topics.is_empty() {
+            return Err(PyValueError::new_err("subscribe() without a topic"));
+        }
+        let kind = if named { 2 } else { 1 };
+        let before = self.subscribed.compare_exchange(0, kind, Ordering::Relaxed, Ordering::Relaxed);
+        if before.is_err_and(|before| before != kind) {
+            return Err(PyValueError::new_err(format!(
+                "named={}: the stream has begun with the opposite",
+                if named { "True" } else { "False" }
+            )));
+        }
+        let after = match (after, before) {
+            (None, Ok(_)) => match self.last_event_id() {
+                Some(id) if !id.is_empty() => After::Position(Position::parse(&id)),
+                _ => After::Now,
+            },
+            (after, Ok(_)) => topics::after(after),
+            (None, Err(_)) => After::Now,
+            // One id is for all topics: earlier messages behind it would take the client back.
+            (Some(_), Err(_)) => {
+                return Err(PyValueError::new_err(
+                    "after= is for the first subscribe() of a stream, with all its topics",
+                ));
+            }
+        };
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let made = topics::subscribe(py, self.stream.endpoint(), self.subscriber(), &names, after, member, false);
+        if !matches!(made, Ok(Some(_))) && before.is_ok() {
+            self.subscribed.store(0, Ordering::Relaxed);
+        }
+        Ok(made?.is_some())
+    }
+
+    /// Ends a subscription, named as it was made. Returns False when there was none. Any thread; never blocks.
+    fn unsubscribe(&self, topic: &str) -> PyResult<bool> {
+        topics::unsubscribe(self.stream.endpoint(), &self.subscriber(), topic)
+    }
+
+    /// What it has subscribed to, in that order, as a new list. Any thread.
+    #[getter]
+    fn topics(&self) -> PyResult<Vec<String>> {
+        topics::of(self.stream.endpoint(), &self.subscriber())
     }
 
     /// Sends a comment, which clients ignore. For `sse` routes; otherwise as `event`.

@@ -12,6 +12,7 @@ from pyhv.testing.clock import SECOND
 
 if TYPE_CHECKING:
     from pyhv.testing._connection import Connection
+    from pyhv.testing._topics import Topics
 
 
 def send(conn: Connection, msg: Any, opcode: Any, fin: Any, key: Any) -> bool:
@@ -31,10 +32,11 @@ class MemoryChannel:
     `isinstance(channel, pyhv.WebSocketChannel)` holds. `is_compressed` is always False.
     """
 
-    __slots__ = ("__weakref__", "_conn", "_ended", "_headers", "_query", "_skipped", "data")
+    __slots__ = ("__weakref__", "_conn", "_ended", "_headers", "_query", "_skipped", "_topics", "data")
 
-    def __init__(self, conn: Connection) -> None:
+    def __init__(self, conn: Connection, topics: Topics) -> None:
         self._conn = conn
+        self._topics = topics
         self._ended = False
         self._headers: Headers | None = None
         self._query: QueryParams | None = None
@@ -60,6 +62,28 @@ class MemoryChannel:
         number = check_close(code, reason)
         self._conn.endpoint.network.check_thread()
         self._conn.close(number, reason)
+
+    def subscribe(self, topic: str, *, after: str | None = None, member: Any = None) -> bool:
+        """As `WebSocketChannel.subscribe`."""
+        self._conn.endpoint.network.check_thread()
+        return self._topics.subscribe(self, topic, after, member, False)
+
+    def _ask(self, topic: str, after: str | None, member: Any) -> str | None:
+        try:
+            self._topics.subscribe(self, topic, after, member, True)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def unsubscribe(self, topic: str) -> bool:
+        """As `WebSocketChannel.unsubscribe`."""
+        self._conn.endpoint.network.check_thread()
+        return self._topics.unsubscribe(self, topic)
+
+    @property
+    def topics(self) -> list[str]:
+        """What it has subscribed to, in that order."""
+        return self._topics.of(self)
 
     @property
     def url(self) -> str:

@@ -28,6 +28,7 @@ from pyhv.testing._wire import (
     check_timeout,
 )
 from pyhv.testing.clock import SECOND, nanoseconds
+from pyhv.topics import SUBPROTOCOL, may_ask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,9 +213,20 @@ class ClientCore:
             else:
                 self.error = None
                 conn.announced = True
+                self._call("on_topic_refused", client._on_topics_open, close=conn)
                 self._call("on_open", client.on_open, close=conn)
         elif event.kind == "message":
             if not conn.is_closed_by_program:
+                if conn.handshake.subprotocol == SUBPROTOCOL and may_ask(event.value):
+                    asked = True  # also when a callback of it raises
+
+                    def ask() -> None:
+                        nonlocal asked
+                        asked = client._on_topics(event.value)
+
+                    self._call("a callback for topics", ask, close=conn)
+                    if asked:
+                        return
                 opcode = WsOpcode.TEXT if isinstance(event.value, str) else WsOpcode.BINARY
                 self._call("on_message", client.on_message_frame, event.value, opcode, close=conn)
         elif event.kind == "drain":

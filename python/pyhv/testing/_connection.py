@@ -176,7 +176,12 @@ class Connection:
             (self._frames if self.sequence.open is None else self._held).append(frame)
 
     def broadcast(self, kind: int, payload: bytes, key: str | bytes | None = None) -> None:
-        if not self.announced or self.state not in (State.OPEN, State.ANSWERING):
+        if self.announced:
+            self.published(kind, payload, key)
+
+    def published(self, kind: int, payload: bytes, key: str | bytes | None = None) -> None:
+        """Queues a message that it shares with others."""
+        if self.state not in (State.OPEN, State.ANSWERING):
             return
         size = frame_size(len(payload), masked=False)
         policy = self.endpoint.settings["slow_policy"]

@@ -10,14 +10,16 @@ from http import HTTPStatus
 from io import UnsupportedOperation
 from typing import TYPE_CHECKING, Any, cast
 
-from pyhv import HttpRequest, WebSocketChannel, _native
+from pyhv import HttpRequest, StreamWriter, WebSocketChannel, _native
 from pyhv.testing._channel import MemoryChannel
 from pyhv.testing._endpoint import Endpoint, Network
 from pyhv.testing._handshake import Answer, Attempt, UpgradeRequest, foreign_origin, plain
 from pyhv.testing._http import WorldHttp
 from pyhv.testing._inbox import Event, Latest, Ticker
+from pyhv.testing._topics import Rules, Topics, check_topic
 from pyhv.testing._wire import BINARY, TEXT, check_budget, check_key, check_message, check_server, check_timeout
 from pyhv.testing.clock import SECOND, nanoseconds
+from pyhv.topics import SUBPROTOCOL, may_ask
 
 if TYPE_CHECKING:
     from pyhv.server import HvWebServer
@@ -40,6 +42,8 @@ class ServerCore:
         self._started_once = False
         self._stop_timeout: float | None = None
         self._latest: Latest | None = None
+        self._rules = Rules()
+        self._runs = 0
 
     @property
     def running(self) -> _Run | None:
@@ -62,7 +66,9 @@ class ServerCore:
             if number in self.network.listeners:
                 text = f"cannot listen on {host}:{number}: {os.strerror(errno.EADDRINUSE)}"
                 raise OSError(errno.EADDRINUSE, text)
-        self._run = run = _Run(Endpoint(self.network, options))
+        self._runs += 1
+        endpoint = Endpoint(self.network, options)
+        self._run = run = _Run(endpoint, Topics(endpoint, self._rules, self._runs))
         run.port = port or self.network.free_port()
         self.network.listeners[run.port] = (run, False)
         if tls is not None:
@@ -163,6 +169,21 @@ class ServerCore:
             if conn is not excluded:
                 conn.broadcast(TEXT if isinstance(msg, str) else BINARY, payload, key)
 
+    def publish(self, topic: str, msg: Any, exclude: Any, key: str | bytes | None) -> str | None:
+        check_message(msg)
+        check_key(key)
+        if self._run is None:
+            return None
+        self.network.check_thread()
+        return self._run.topics.publish(topic, msg, exclude, key)
+
+    def keep(self, topic: str, limits: tuple[int, float | None, int] | None) -> None:
+        limit = float("inf") if self._run is None else self._run.endpoint.settings["max_topic_length"]
+        check_topic(topic, limit, pattern=True)
+        self._rules.set(topic, limits)
+        if self._run is not None:
+            self._run.topics.rules_changed()
+
     def channels(self) -> list[MemoryChannel]:
         return [] if self._run is None else list(self._run.channels)
 
@@ -194,6 +215,9 @@ class ServerCore:
                 # Ctrl-C leaves the tick, and the client gets an answer all the same.
                 request.fail()
                 raise
+        elif event.kind == "presence":
+            name = "on_join" if event.value[2] else "on_leave"
+            self._call(name, server._on_presence, *event.value)
         else:
             server._warn(event.value)
 
@@ -205,12 +229,12 @@ class ServerCore:
             conn.close(1011, "internal error")
 
         if event.kind == "open":
-            conn.channel = MemoryChannel(conn)
+            conn.channel = MemoryChannel(conn, run.topics)
             run.channels.append(conn.channel)
             conn.announced = True
             self._call("on_ws_open", server.on_ws_open, conn.channel, conn.handshake.url, failed=failed)
         elif event.kind == "message":
-            if not conn.is_closed_by_program:
+            if not conn.is_closed_by_program and not self._asked(conn.channel, event.value, failed):
                 self._call("on_ws_message", server.on_ws_message, conn.channel, event.value, failed=failed)
         elif event.kind == "drain":
             if conn.channel in run.channels:
@@ -219,7 +243,21 @@ class ServerCore:
             run.channels.remove(conn.channel)
             conn.delivered_close()
             conn.channel._ended = True
+            run.topics.ended(conn.channel)
             self._call("on_ws_close", server.on_ws_close, conn.channel)
+
+    def _asked(self, channel: MemoryChannel, msg: str | bytes, failed: Callable[[], None]) -> bool:
+        """Whether a message was of the convention of docs/topics.md."""
+        if channel.subprotocol != SUBPROTOCOL or not may_ask(msg):
+            return False
+        asked = True  # also when a callback of it raises
+
+        def ask() -> None:
+            nonlocal asked
+            asked = self._server._on_topics(cast(WebSocketChannel, channel), cast(str, msg))
+
+        self._call("a callback for topics", ask, failed=failed)
+        return asked
 
     def _stop_now(self, timeout: float) -> None:
         """The graceful stop, with the turn held."""
@@ -270,8 +308,9 @@ class ServerCore:
 class _Run:
     """From start to stop; what clients meet."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, topics: Topics) -> None:
         self.endpoint = endpoint
+        self.topics = topics
         self.port = 0
         self.tls_port: int | None = None
         #: Between their `on_ws_open` and their `on_ws_close`.
@@ -374,6 +413,33 @@ class MemoryServer(_native.Server):
     def broadcast(self, msg: Any, exclude: WebSocketChannel | None = None, *, key: str | bytes | None = None) -> None:
         """As `HvWebServer.broadcast`."""
         self._pyhv_core.broadcast(msg, exclude, key)
+
+    def publish(
+        self,
+        topic: str,
+        msg: Any,
+        exclude: WebSocketChannel | None = None,
+        *,
+        key: str | bytes | None = None,
+    ) -> str | None:
+        """As `HvWebServer.publish`."""
+        return self._pyhv_core.publish(topic, msg, exclude, key)
+
+    def subscribers(self, topic: str) -> list[WebSocketChannel | StreamWriter]:
+        """The channels that get what is published to a topic; streams are not in the World."""
+        run = self._pyhv_core.running
+        return [] if run is None else cast("list[WebSocketChannel | StreamWriter]", run.topics.subscribers(topic))
+
+    def subscriber_count(self, topic: str) -> int:
+        """How many there are."""
+        return len(self.subscribers(topic))
+
+    def _members(self, topic: str) -> list[str]:
+        run = self._pyhv_core.running
+        return [] if run is None else run.topics.members(topic)
+
+    def _keep(self, topic: str, limits: tuple[int, float | None, int] | None = None) -> None:
+        self._pyhv_core.keep(topic, limits)
 
     @property
     def channels(self) -> list[WebSocketChannel]:

@@ -199,6 +199,22 @@ impl Connection {
         queued
     }
 
+    /// Queues the one message of `room`, to a topic that it has subscribed to.
+    pub(crate) fn queue_published(self: &Arc<Self>, room: &mut Room, touched: &mut Vec<Arc<Self>>) {
+        let inner = &mut *self.inner.lock();
+        if matches!(inner.state, State::Open | State::Answering) && self.queue_broadcast(inner, room, 0, false) {
+            self.touch(inner, touched);
+        }
+    }
+
+    /// Writes what is queued so far, though more will follow in this round.
+    pub(crate) fn flush_early(self: &Arc<Self>) {
+        let inner = &mut *self.inner.lock();
+        if !inner.blocked {
+            self.flush(inner);
+        }
+    }
+
     /// False: it is not for this channel.
     fn queue_broadcast(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, index: usize, at_once: bool) -> bool {
         let Some(message) = room.message(index, self.channel()) else { return false };

@@ -3,6 +3,7 @@
 use super::{Life, State, WebSocketClient};
 use crate::convert::{self, reason};
 use crate::ticker::{self, callback_failed, channel_failed, fault};
+use crate::topics;
 use pyhv_engine::client::{self as engine, ConnectError};
 use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::inbox::Event;
@@ -82,6 +83,9 @@ impl WebSocketClient {
                 }
                 this.set_error(None);
                 conn.delivered_open();
+                if let Err(error) = slf.call_method0(intern!(py, "_on_topics_open")) {
+                    channel_failed(slf, "on_topic_refused", error, &conn)?;
+                }
                 if let Err(error) = slf.call_method0(intern!(py, "on_open")) {
                     channel_failed(slf, "on_open", error, &conn)?;
                 }
@@ -130,6 +134,7 @@ impl WebSocketClient {
             | Event::StreamEnd { .. }
             | Event::Http(_)
             | Event::Access(_)
+            | Event::Presence { .. }
             | Event::Taken => Ok(()),
         }
     }
@@ -199,6 +204,14 @@ impl WebSocketClient {
             return Ok(());
         }
         let message = convert::message(py, kind, payload)?;
+        if kind == MessageKind::Text && topics::is_spoken_by(&conn) && topics::may_ask(payload) {
+            let asked = slf.call_method1(intern!(py, "_on_topics"), (&message,));
+            match asked.and_then(|asked| asked.is_truthy()) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => return channel_failed(slf, "a callback for topics", error, &conn),
+            }
+        }
         let opcode = opcode_object(py, kind)?;
         if let Err(error) = slf.call_method1(intern!(py, "on_message_frame"), (message, opcode)) {
             channel_failed(slf, "on_message", error, &conn)?;

@@ -1,0 +1,211 @@
+//! A message of a topic, where it stands among all others, and the forms in which subscribers get it.
+
+use crate::broadcast::{Broadcast, Room};
+use crate::endpoint::Endpoint;
+use crate::wire::{self, Opcode};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use std::fmt::{self, Write};
+use std::sync::Arc;
+
+/// The place of a message in the one sequence that all topics of a run share. What a subscriber gets comes in this order, so
+/// one position says for any number of topics what has been seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Which sequence: a server that was started again begins another one, in which an old position means nothing.
+    pub epoch: u64,
+    /// The number in it; the first message has 1.
+    pub seq: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}-{}", self.epoch, self.seq)
+    }
+}
+
+impl Position {
+    /// Reads what `Display` has written; `None` for anything else, which nobody has from us.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (epoch, seq) = text.split_once('-')?;
+        let digits = |text: &str, allowed: fn(&u8) -> bool| !text.is_empty() && text.bytes().all(|b| allowed(&b));
+        if epoch.len() != 16 || !digits(epoch, u8::is_ascii_hexdigit) || !digits(seq, u8::is_ascii_digit) {
+            return None;
+        }
+        Some(Self { epoch: u64::from_str_radix(epoch, 16).ok()?, seq: seq.parse().ok()? })
+    }
+}
+
+/// A published message.
+#[derive(Debug)]
+pub struct Message {
+    /// Where it was published.
+    pub topic: Arc<str>,
+    /// Where it stands.
+    pub position: Position,
+    /// Text or binary.
+    pub opcode: Opcode,
+    /// Text is valid UTF-8.
+    pub payload: Bytes,
+    /// As an uncompressed frame, of which `payload` is a part.
+    plain: Bytes,
+    /// For a channel it takes the place of one with the same key that has not left.
+    key: Option<Bytes>,
+}
+
+/// A payload as a frame, and where in it the payload begins.
+pub(crate) fn frame(opcode: Opcode, payload: &[u8]) -> (Bytes, usize) {
+    let mut frame = Vec::with_capacity(payload.len() + wire::MAX_HEADER);
+    wire::encode_frame(&mut frame, opcode, true, payload, None);
+    let header = frame.len() - payload.len();
+    (frame.into(), header)
+}
+
+/// As JSON writes it.
+pub(crate) fn json(text: &str) -> String {
+    // A string has no map keys that could fail, and a String takes everything.
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+impl Message {
+    /// `frame`: of [`frame`].
+    pub(crate) fn new(topic: &str, position: Position, opcode: Opcode, frame: (Bytes, usize)) -> Self {
+        let (plain, header) = frame;
+        Self { topic: topic.into(), position, opcode, payload: plain.slice(header..), plain, key: None }
+    }
+
+    /// The same with a key, which is the topic's own: a send with an equal one has nothing to do with it.
+    pub(crate) fn with_key(mut self, key: Option<&[u8]>) -> Self {
+        // A name has no control characters.
+        self.key = key.map(|key| [b"\0", self.topic.as_bytes(), b"\0", key].concat().into());
+        self
+    }
+
+    /// What it costs to keep it.
+    pub(crate) fn size(&self) -> usize {
+        // What stands around it in memory: two counts of references, the queue's entry.
+        const AROUND: usize = 128;
+        self.plain.len() + self.topic.len() + self.key.as_ref().map_or(0, Bytes::len) + AROUND
+    }
+
+    fn text(&self) -> Option<&str> {
+        // Publishing has checked it; should it be wrong all the same it goes as what is not text.
+        (self.opcode == Opcode::Text).then(|| std::str::from_utf8(&self.payload).ok()).flatten()
+    }
+
+    /// For a peer that speaks the convention of docs/topics.md.
+    fn envelope(&self) -> String {
+        let (name, value) = match self.text() {
+            Some(text) => ("text", json(text)),
+            None => ("base64", format!("\"{}\"", BASE64.encode(&self.payload))),
+        };
+        let (topic, position) = (json(&self.topic), self.position);
+        format!(r#"{{"pyhv":"message","topic":{topic},"position":"{position}","{name}":{value}}}"#)
+    }
+
+    /// For an event stream (WHATWG HTML section 9.2.5). `named`: the type of the event is the topic.
+    fn event(&self, named: bool) -> String {
+        let encoded;
+        let data = match self.text() {
+            Some(text) => text,
+            None => {
+                encoded = BASE64.encode(&self.payload);
+                &encoded
+            }
+        };
+        let mut event = String::with_capacity(data.len() + self.topic.len() + 64);
+        // Writing to a String cannot fail.
+        let _ = writeln!(event, "id: {}", self.position);
+        if named {
+            let _ = writeln!(event, "event: {}", self.topic);
+        }
+        let unified;
+        let data = if data.contains('\r') {
+            unified = data.replace("\r\n", "\n").replace('\r', "\n");
+            &unified
+        } else {
+            data
+        };
+        for line in data.split('\n') {
+            let _ = writeln!(event, "data: {line}");
+        }
+        event.push('\n');
+        event
+    }
+}
+
+/// The forms of one message that somebody has needed so far, each made once for all.
+pub(crate) struct Forms<'a> {
+    endpoint: &'a Arc<Endpoint>,
+    pub(crate) message: &'a Message,
+    plain: Option<Room>,
+    envelope: Option<Room>,
+    event: [Option<Bytes>; 2],
+}
+
+impl<'a> Forms<'a> {
+    pub(crate) fn new(endpoint: &'a Arc<Endpoint>, message: &'a Message) -> Self {
+        Self { endpoint, message, plain: None, envelope: None, event: [None, None] }
+    }
+
+    /// The message by itself.
+    pub(crate) fn plain(&mut self) -> &mut Room {
+        self.plain.get_or_insert_with(|| {
+            let Message { opcode, plain, payload, key, .. } = self.message;
+            let header = plain.len() - payload.len();
+            Room::of_one(self.endpoint, Broadcast::new(*opcode, plain.clone(), header, None, key.clone()))
+        })
+    }
+
+    /// The message with its topic and position, as JSON.
+    pub(crate) fn envelope(&mut self) -> &mut Room {
+        self.envelope.get_or_insert_with(|| notice(self.endpoint, &self.message.envelope(), self.message.key.clone()))
+    }
+
+    /// The message as an event.
+    pub(crate) fn event(&mut self, named: bool) -> Bytes {
+        let event = &mut self.event[usize::from(named)];
+        event.get_or_insert_with(|| self.message.event(named).into()).clone()
+    }
+}
+
+/// A text of the convention.
+pub(crate) fn notice(endpoint: &Arc<Endpoint>, text: &str, key: Option<Bytes>) -> Room {
+    let (frame, header) = frame(Opcode::Text, text.as_bytes());
+    Room::of_one(endpoint, Broadcast::new(Opcode::Text, frame, header, None, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(opcode: Opcode, payload: &[u8]) -> Message {
+        Message::new("r\u{e9}/7", Position { epoch: 0xab, seq: 12 }, opcode, frame(opcode, payload))
+    }
+
+    #[test]
+    fn a_position_is_read_as_it_was_written() {
+        let position = Position { epoch: u64::MAX - 5, seq: 1 << 60 };
+        assert_eq!(Position::parse(&position.to_string()), Some(position));
+        for bad in ["", "1-2", "00000000000000ab", "00000000000000ab-", "00000000000000ab--1", "+0000000000000ab-1"] {
+            assert_eq!(Position::parse(bad), None, "{bad}");
+        }
+        assert_eq!(Position::parse(&format!("00000000000000ab-{}0", u64::MAX)), None);
+    }
+
+    #[test]
+    fn forms() {
+        let text = message(Opcode::Text, b"a\"\r\nb");
+        assert_eq!(
+            text.envelope(),
+            r#"{"pyhv":"message","topic":"ré/7","position":"00000000000000ab-12","text":"a\"\r\nb"}"#
+        );
+        assert_eq!(text.event(false), "id: 00000000000000ab-12\ndata: a\"\ndata: b\n\n");
+        assert_eq!(text.event(true), "id: 00000000000000ab-12\nevent: ré/7\ndata: a\"\ndata: b\n\n");
+        let binary = message(Opcode::Binary, &[0, 255, 10]);
+        assert!(binary.envelope().ends_with(r#","base64":"AP8K"}"#));
+        assert_eq!(binary.event(false), "id: 00000000000000ab-12\ndata: AP8K\n\n");
+    }
+}
