@@ -63,7 +63,7 @@ pub(crate) enum Command {
     /// Begin or answer the closing handshake.
     Close { conn: Arc<Connection>, kind: CloseKind, code: Option<u16>, reason: String },
     /// Close every channel of the endpoint on this thread.
-    CloseAll { endpoint: Arc<Endpoint>, code: u16 },
+    CloseAll { endpoint: Arc<Endpoint> },
     /// Drop every connection of the endpoint on this thread at once.
     AbortAll { endpoint: Arc<Endpoint> },
     /// Readers that were paused may go on.
@@ -317,10 +317,11 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, 
             round.note(endpoint, Broadcast::new(opcode, frame, payload, exclude));
         }
         Command::Close { conn, kind, code, reason } => conn.send_close(kind, code, &reason, touched),
-        Command::CloseAll { endpoint, code } => {
+        Command::CloseAll { endpoint } => {
+            let (code, reason) = endpoint.parting();
             endpoint.for_each_on(io.index, |_, conn| {
                 round.catch_up(conn, touched);
-                conn.send_close(CloseKind::Local, Some(code), "", touched);
+                conn.send_close(CloseKind::Local, Some(code), reason, touched);
             });
         }
         Command::AbortAll { endpoint } => {

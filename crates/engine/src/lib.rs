@@ -27,6 +27,7 @@ pub mod connection;
 pub mod down;
 pub mod driver;
 pub mod endpoint;
+pub mod farewell;
 pub mod files;
 pub mod http_client;
 pub mod inbox;
