@@ -155,13 +155,13 @@ class HvWebServer(Reporting, Routes):
         :param host: a name or address; "0.0.0.0" is every IPv4 address of the machine.
         :param tls_port: serves https and wss there, beside http and ws on `port`, with the same handlers: TLS 1.2 and
             1.3, HTTP/2 where the client knows it. 0 lets the system choose one; the property `tls_port` tells which.
-        :param sockets: instead of `port`, sockets that are bound to one, or their descriptors: a supervisor's, or those of
-            `listen_fds`. They stay the caller's, who may close them, or leave them open for the time after `stop()`, or
-            for other processes that accept from them too. They become non-blocking. Not on Windows.
+        :param sockets: instead of `port`, sockets that are bound to one, or their descriptors: a supervisor's, or those
+            of `listen_fds`. They stay the caller's, who may close them, or leave them open for the time after `stop()`,
+            or for other processes that accept from them too. They become non-blocking. Not on Windows.
         :param tls_sockets: the same instead of `tls_port`.
         :param reuse_port: other processes may listen on the same ports at the same time, if all of them say so, and the
-            kernel shares the clients out (SO_REUSEPORT; on macOS and the BSDs it may not be even). OSError on systems that
-            have no such thing, as Windows.
+            kernel shares the clients out (SO_REUSEPORT; on macOS and the BSDs it may not be even). OSError on systems
+            that have no such thing, as Windows.
         :param certfile: PEM file with the certificate and its chain. It and `keyfile` are looked at again when a client
             connects, once a second at most: a renewed certificate needs no restart.
         :param keyfile: PEM file with the private key; None: it is in `certfile`.
@@ -219,8 +219,8 @@ class HvWebServer(Reporting, Routes):
             has to write one of the two, and one that writes Forwarded has to remove `X-Forwarded-*`, which go first.
 
         Raises OSError, naming host and port, when the address is in use or not permitted; TypeError for none or both of
-        `port` and `sockets`; RuntimeError when the server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs
-        `on_init` the first time.
+        `port` and `sockets`; RuntimeError when the server runs already; ValueError for a setting out of range, or a
+        certificate or key that will not do. Runs `on_init` the first time.
         """
         settings = {
             "max_message_size": max_message_size,

@@ -329,7 +329,7 @@ impl Endpoint {
     }
 
     /// Connections that there are.
-    pub(crate) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.seats.lock().total
     }
 

@@ -429,6 +429,11 @@ impl Server {
         Ok(())
     }
 
+    /// How many connections there are, of all kinds.
+    fn _connections(&self) -> usize {
+        self.running().map_or(0, |server| server.endpoint.connections())
+    }
+
     /// Whether `drain()` was called since `start()`.
     #[getter]
     fn is_draining(&self) -> bool {
