@@ -18,7 +18,7 @@ from typing import Any
 from pyhv import HvWebServer
 from pyhv._cli.output import CommandError
 
-__all__ = ["Asked", "Spec", "load", "notify", "serve", "set_up_logs"]
+__all__ = ["Asked", "Spec", "load", "notify", "parts_of", "serve", "set_up_logs"]
 
 #: RFC 6455 section 7.4.1, "going away", and "service restart", as IANA has registered it.
 STOP, RESTART = 1001, 1012
@@ -62,12 +62,7 @@ def load(app: str) -> HvWebServer:
 
     Raises CommandError when it is none of them, and whatever the program raises.
     """
-    module_name, colon, name = app.partition(":")
-    if not (colon and module_name and name):
-        raise CommandError(f"{app!r} is not MODULE:NAME, such as game:Server", 2)
-    if module_name.endswith(".py") or os.sep in module_name:
-        guess = os.path.splitext(module_name)[0].strip("./").replace(os.sep, ".")
-        raise CommandError(f"{module_name} is a file: name its module, {guess}:{name}", 2)
+    module_name, name = parts_of(app)
     # As `python -m` does; the script `pyhv` lies elsewhere.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -102,6 +97,17 @@ def load(app: str) -> HvWebServer:
     if server.is_running:
         raise CommandError(f"{app} runs already: `pyhv run` starts it, the module must not")
     return server
+
+
+def parts_of(app: str) -> tuple[str, str]:
+    """Module and name. Raises CommandError for what is neither."""
+    module_name, colon, name = app.partition(":")
+    if not (colon and module_name and name):
+        raise CommandError(f"{app!r} is not MODULE:NAME, such as game:Server", 2)
+    if module_name.endswith(".py") or os.sep in module_name:
+        guess = os.path.splitext(module_name)[0].strip("./").replace(os.sep, ".")
+        raise CommandError(f"{module_name} is a file: name its module, {guess}:{name}", 2)
+    return module_name, name
 
 
 def _no_attribute(app: str, found: Any, part: str) -> str:

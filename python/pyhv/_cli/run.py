@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from pyhv import HvWebServer, listen_fds
 from pyhv._cli import options as opts
 from pyhv._cli.output import CommandError, Output
-from pyhv._cli.program import STOP, Asked, Spec, load, notify, serve, set_up_logs
+from pyhv._cli.program import STOP, Asked, Spec, load, notify, parts_of, serve, set_up_logs
 from pyhv._cli.supervisor import Supervisor, bind
 from pyhv._cli.text import printable
 
@@ -60,7 +61,7 @@ def add(commands: opts.Commands) -> None:
     parser.set_defaults(port=None)
     parser.add_argument("--workers", type=_workers, metavar="N", help="processes under a supervisor; auto: one a core")
     parser.add_argument(
-        "--reuse-port", action="store_true", help="a socket for each worker: the kernel shares the clients out evenly"
+        "--one-socket", action="store_true", help="all workers accept at one socket (Linux: each has its own)"
     )
     parser.add_argument(
         "--interval", type=opts.seconds, metavar="SECONDS", help="longest time between two ticks, for on_tick (none)"
@@ -149,6 +150,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
+    parts_of(options.app)
     if options.keyfile and not options.certfile:
         raise CommandError("--keyfile needs --certfile", 2)
     for name in ("certfile", "keyfile"):
@@ -157,8 +159,8 @@ def _check(options: argparse.Namespace) -> None:
             raise CommandError(f"--{name}: {path} is not there")
     if options.spread is not None and options.spread > options.stop_timeout:
         raise CommandError(f"--spread {options.spread:g} is more than --stop-timeout {options.stop_timeout:g}", 2)
-    if options.reuse_port and options.workers is None:
-        raise CommandError("--reuse-port needs --workers", 2)
+    if options.one_socket and options.workers is None:
+        raise CommandError("--one-socket needs --workers", 2)
     if options.workers is not None and os.name != "posix":
         raise CommandError("--workers needs a Unix system: without it one process serves", 2)
 
@@ -234,7 +236,7 @@ class _Places:
 
     def check(self, options: argparse.Namespace) -> None:
         """Raises CommandError for what does not go together."""
-        named = [name for name in ("port", "tls_port", "reuse_port") if getattr(options, name) not in (None, False)]
+        named = [name for name in ("port", "tls_port") if getattr(options, name) is not None]
         if self.given and named:
             option = named[0].replace("_", "-")
             raise CommandError(f"the service manager has opened the sockets: leave --{option} to its unit", 2)
@@ -243,23 +245,34 @@ class _Places:
         if (options.certfile is None) != (options.tls_port is None and not self.https):
             raise CommandError("--tls-port and --certfile need each other", 2)
 
-    def bound(self, reuse_port: bool) -> tuple[list[socket.socket], list[socket.socket]]:
-        """Sockets; with `reuse_port` new ones each time, for the same ports."""
+    def bound(self, workers: int, each: bool) -> list[tuple[list[socket.socket], list[socket.socket]]]:
+        """Sockets for every worker; `each`: its own, for the same ports."""
         if self.given:
-            return self.http, self.https
-        https = []
+            return [(self.http, self.https)] * workers
         try:
-            http = bind(self.host, self.port, reuse_port)
-            self._open += http
-            self.port = http[0].getsockname()[1]
+            self.port, http = self._bound(self.port, workers, each)
+            https: list[list[socket.socket]] = [[] for _ in range(workers)]
             if self.tls_port is not None:
-                https = bind(self.host, self.tls_port, reuse_port)
-                self._open += https
-                self.tls_port = https[0].getsockname()[1]
+                self.tls_port, https = self._bound(self.tls_port, workers, each)
         except OSError as error:
             text = f"cannot listen on {self.host}: {error.strerror}"
             raise opts.cannot_listen(OSError(error.errno, text)) from None
-        return http, https
+        return list(zip(http, https, strict=True))
+
+    def _bound(self, port: int, workers: int, each: bool) -> tuple[int, list[list[socket.socket]]]:
+        first = bind(self.host, port)
+        port = first[0].getsockname()[1]
+        if not each:
+            self._open += first
+            return port, [first] * workers
+        # It was there to see that nobody listens yet: among those with SO_REUSEPORT that would be no error.
+        for one in first:
+            one.close()
+        made = []
+        for _ in range(workers):
+            made.append(bind(self.host, port, reuse_port=True))
+            self._open += made[-1]
+        return port, made
 
     def __enter__(self) -> _Places:
         return self
@@ -281,10 +294,10 @@ def _greeting(what: str, host: str, port: int | None, tls_port: int | None) -> l
 
 
 def _supervised(spec: Spec, places: _Places, options: argparse.Namespace, out: Output) -> int:
-    if options.reuse_port and not hasattr(socket, "SO_REUSEPORT"):
-        raise CommandError("--reuse-port: this system has no SO_REUSEPORT", 2)
     count: int = options.workers
-    sockets = [places.bound(True) for _ in range(count)] if options.reuse_port else [places.bound(False)] * count
+    # Elsewhere SO_REUSEPORT is there, but one socket may get all the clients.
+    each = sys.platform == "linux" and not options.one_socket and count > 1
+    sockets = places.bound(count, each)
     http, https = sockets[0]
     host, port = http[0].getsockname()[:2]
     tls_port = https[0].getsockname()[1] if https else None
