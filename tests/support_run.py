@@ -31,7 +31,7 @@ class Server(HvWebServer):
         self.get("/who", lambda req, resp: resp.json([os.environ["PYHV_WORKER"], os.getpid(), req.client_address]))
         self.get("/slow", self.get_slow)
         self.post("/length", lambda req, resp: resp.text(str(len(req.body))))
-        self.sse("/events", lambda req, writer: writer.event("ready"))
+        self.sse("/events", self.get_events)
         self.enable_healthz()
         self.enable_readyz()
 
@@ -39,6 +39,9 @@ class Server(HvWebServer):
         print("slow begins", flush=True)
         time.sleep(float(req.query.get("seconds", "0.3")))
         return resp.text("done")
+
+    def get_events(self, req, writer):
+        writer.event("ready")
 
     def on_ws_open(self, channel, url):
         channel.send(str(os.getpid()))
