@@ -33,7 +33,7 @@ CLIENT = "127.0.0.5"  # not the address of the proxy
 
 def block(kind: str) -> str:
     (found,) = re.findall(
-        rf"^```{kind}\n(.*?)^```$", (DOCS / f"{kind}.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+        rf"^```(?:text )?{kind}\n(.*?)^```$", (DOCS / f"{kind}.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
     return str(found)
 

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import h2.connection
-import h2.events
 import httpx
 import pytest
 
@@ -170,18 +168,19 @@ def test_http2_gets_goaway_at_once(serve: Callable[..., ServerThread], tmp_path:
         context.set_alpn_protocols(["h2"])
         raw = socket.create_connection((HOST, tls_port_of(server)), LIMIT)
         with context.wrap_socket(raw, server_hostname="localhost") as peer:
-            state = h2.connection.H2Connection()
-            state.initiate_connection()
-            state.send_headers(
-                1, [(":method", "GET"), (":path", "/none"), (":scheme", "https"), (":authority", "x")], True
-            )
-            peer.sendall(state.data_to_send())
-            seen: list[h2.events.Event] = []
-            while not any(isinstance(event, h2.events.StreamEnded) for event in seen):
-                seen += state.receive_data(peer.recv(1 << 16))
-            server.drain()
-            while not any(isinstance(event, h2.events.ConnectionTerminated) for event in seen):
-                seen += state.receive_data(peer.recv(1 << 16))
+            # RFC 9113 sections 3.4 and 4.1: the preface with empty SETTINGS; frames of 9 bytes and what they announce.
+            peer.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+            with peer.makefile("rb") as frames:
+
+                def read_frame() -> int:
+                    head = frames.read(9)
+                    frames.read(int.from_bytes(head[:3], "big"))
+                    return head[3]
+
+                assert read_frame() == 4  # SETTINGS
+                server.drain()
+                while read_frame() != 7:  # GOAWAY
+                    pass
         # The next request takes another connection.
         assert client.get(url).status_code == 200
 

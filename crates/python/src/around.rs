@@ -94,7 +94,9 @@ pub(crate) fn probe(readiness: bool, max_tick_age: Option<f64>, max_load: Option
     if let Some(load) = max_load
         && !(load > 0.0 && load <= 1.0)
     {
-        return Err(PyValueError::new_err(format!("max_load={load} is not a part of max_connections: above 0, at most 1")));
+        return Err(PyValueError::new_err(format!(
+            "max_load={load} is not a part of max_connections: above 0, at most 1"
+        )));
     }
     Ok(Probe { readiness, max_tick_age, max_load: max_load.map(Share) })
 }

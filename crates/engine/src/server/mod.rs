@@ -37,9 +37,9 @@ use crate::task::guarded;
 use around::{Around, Current};
 use health::Probe;
 pub use listen::{Listen, ListenError, Place};
-pub use socket2::Socket;
 use parking_lot::RwLock;
 use serve::serve;
+pub use socket2::Socket;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -99,7 +99,8 @@ impl Server {
         for (listener, tls) in all {
             let listener = {
                 let _context = first.handle.enter();
-                TcpListener::from_std(listener).map_err(|error| ListenError { place: listen.place.to_string(), error })?
+                TcpListener::from_std(listener)
+                    .map_err(|error| ListenError { place: listen.place.to_string(), error })?
             };
             let (routes, around) = (Arc::clone(&routes), Arc::clone(&around));
             let shared = Shared { endpoint: Arc::clone(&endpoint), routes, around, tls };
