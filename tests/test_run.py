@@ -19,7 +19,7 @@ import pytest
 import pyhv as library
 from pyhv import HvWebSocketClient, Reconnect
 from support import HOST, LIMIT, Background, RawClient, http, python_environment, tick_until, wait_until
-from support_cli import pyhv
+from support_cli import Terminal, pyhv
 from support_run import READY, Run, folder, is_worker, pause, sockets_on_each, unix, wait_until_gone
 from support_tls import make_certificates
 
@@ -192,6 +192,16 @@ def test_ctrl_c_stops_all(folder: Path) -> None:
         assert run.finish() == 0
         assert not any(map(is_worker, pids.values()))
         assert run.output.count("has ended") == 2
+
+
+def test_ctrl_c_typed_on_a_terminal_is_for_the_supervisor(folder: Path) -> None:
+    """Or the workers would end on their own, in the middle of what they do."""
+    with Terminal("run", "game:Server", "-p", "0", "--workers", "2", environment={"PYTHONPATH": str(folder)}) as run:
+        run.wait_for(lambda output: len(READY.findall(output)) == 2)
+        run.type("\x03")
+        assert run.finish() == 0
+        assert run.output.count("has ended") == 2
+        assert "Traceback" not in run.output
 
 
 def test_a_worker_that_does_not_end_is_killed(folder: Path) -> None:
