@@ -345,8 +345,6 @@ def test_one_that_dies_again_and_again_is_started_after_longer_pauses(folder: Pa
 )
 @pytest.mark.parametrize("workers", [False, True])
 def test_no_server_of_that_name(folder: Path, app: str, part: str, workers: bool) -> None:
-    if app == "wrong:running" and workers:
-        pytest.skip("-W error: its own sockets are not closed")
     (folder / "wrong.py").write_text(
         "from pyhv import HvWebServer\nclass Plain: pass\nnumber = 7\ndef nothing(): pass\ndef needs(name): pass\n"
         "running = HvWebServer()\nrunning.start(0)\n",

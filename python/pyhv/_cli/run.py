@@ -321,13 +321,13 @@ def _alone(spec: Spec, places: _Places, options: argparse.Namespace, out: Output
     os.environ.setdefault("PYHV_WORKER", "1")
     os.environ.setdefault("PYHV_WORKERS", "1")
     asked = Asked()
-    with _signals(asked):
+    with _signals(asked) as seen:
         server = load(spec.app)
         set_up_logs("", spec.access_log)
         try:
             serve(server, spec, asked, lambda: _ready(server, spec, options, out))
         except KeyboardInterrupt:
-            return 130
+            return 128 + seen[-1] if seen else 130
         except OSError as error:
             if server.is_running or "cannot listen" not in str(error):
                 raise
@@ -343,10 +343,12 @@ def _ready(server: HvWebServer, spec: Spec, options: argparse.Namespace, out: Ou
 
 
 @contextmanager
-def _signals(asked: Asked) -> Iterator[None]:
+def _signals(asked: Asked) -> Iterator[list[int]]:
     """The first Ctrl-C or SIGTERM asks, a second one insists."""
+    seen: list[int] = []
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
         if asked.code is not None:
             raise KeyboardInterrupt
         notify(STOPPING=1)
@@ -355,7 +357,7 @@ def _signals(asked: Asked) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield
+        yield seen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,6 +22,7 @@ new clients waits. At one socket the others serve them: --one-socket, systemd's,
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import select
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from types import FrameType
@@ -143,6 +144,7 @@ class Supervisor:
     #: Those that a rolling restart has still to come to, and the new worker that it waits for, or the old one.
     _rolling: deque[_Slot] = field(default_factory=deque)
     _waits_for: _Worker | None = None
+    _restarting: bool = False
     _stopping: bool = False
     _status: int = 0
     #: Some worker was ready at some time.
@@ -199,9 +201,7 @@ class Supervisor:
         moments = [slot.due for slot in self._slots if slot.due is not None]
         moments += [worker.deadline for worker in self._workers if worker.deadline is not None]
         left = max(0.0, min(moments) - time.monotonic()) if moments else None
-        watched = [worker.status for worker in self._workers if worker.status is not None]
-        # select has a limit of 1,024 descriptors, which this process never comes near.
-        ready, _, _ = select.select([woken, *watched], [], [], 0.0 if self._signals else left)
+        ready = _readable([woken, *(worker.status for worker in self._workers)], 0.0 if self._signals else left)
         if woken in ready:
             os.read(woken, 4096)
         for worker in self._workers:
@@ -217,7 +217,7 @@ class Supervisor:
             if not self._stopping:
                 self._say("SIGHUP: restarting one worker after the other")
                 notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
-                self._rolling = deque(self._slots)
+                self._rolling, self._restarting = deque(self._slots), True
             return
         if self._stopping:
             self._say("stopping at once")
@@ -282,7 +282,7 @@ class Supervisor:
             self._waits_for = old
             if old is not None:
                 self._dismiss(old, RESTART)
-        if all(slot.worker is not None and slot.worker.ready_at is not None for slot in self._slots):
+        if not self._restarting and all(slot.worker and slot.worker.ready_at for slot in self._slots):
             notify(READY=1, MAINPID=os.getpid(), STATUS=f"{len(self._slots)} workers")
 
     def _look_at(self, worker: _Worker) -> None:
@@ -299,7 +299,7 @@ class Supervisor:
     def _ended(self, worker: _Worker) -> None:
         while worker.status is not None:
             # What it said last. Its children may hold the pipe open: no waiting for the end of it.
-            if not select.select([worker.status], [], [], 0)[0]:
+            if not _readable([worker.status], 0.0):
                 os.close(worker.status)
                 worker.status = None
             else:
@@ -317,10 +317,9 @@ class Supervisor:
             self._waits_for = None
             if not worker.leaving:
                 self._rolling.clear()
+                self._restarting = False
                 self._say(f"{worker.name} has failed, so the others stay as they are: {self._why(worker)}")
                 notify(READY=1)
-            elif not self._rolling:
-                self._say("all workers are new")
         if needed and not self._stopping and not worker.leaving:
             self._died(worker)
 
@@ -353,7 +352,13 @@ class Supervisor:
 
     def _roll(self) -> None:
         """The next step of a rolling restart: one worker's successor is started when the one before has ended."""
-        if self._waits_for is not None or not self._rolling or self._stopping:
+        if self._waits_for is not None or self._stopping:
+            return
+        if not self._rolling:
+            if self._restarting:
+                self._restarting = False
+                self._say("all workers are new")
+                notify(READY=1)
             return
         slot = self._rolling.popleft()
         slot.due = None
@@ -411,6 +416,16 @@ class Supervisor:
 
     def _say(self, text: str) -> None:
         self.out.line(f"{self.out.paint(clock(), 'dim')} {printable(text)}")
+
+
+def _readable(descriptors: Iterable[int | None], timeout: float | None) -> set[int]:
+    """Those of them with something to read, or at their end, after `timeout` seconds at the latest."""
+    poll = select.poll()
+    for each in descriptors:
+        if each is not None:
+            poll.register(each, select.POLLIN)
+    # Rounded up, so that what is due then is due.
+    return {each for each, _ in poll.poll(None if timeout is None else math.ceil(timeout * 1000))}
 
 
 def _has_terminal() -> bool:
