@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyhv import _cli
-from pyhv._cli import bench, connect, listen, serve
+from pyhv._cli import bench, connect, listen, run, serve
 from support import python_environment
 from support_cli import Command
 
@@ -31,7 +31,7 @@ def examples(epilog: str) -> list[str]:
     return [line for line in lines if line.startswith("pyhv ")]
 
 
-HELP = [line for module in (_cli, serve, connect, listen, bench) for line in examples(module._EPILOG)]
+HELP = [line for module in (_cli, run, serve, connect, listen, bench) for line in examples(module._EPILOG)]
 PAGES = [line for block in blocks("sh") for line in block["text"].splitlines() if line.strip()]
 
 

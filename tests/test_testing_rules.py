@@ -595,6 +595,39 @@ def test_stop_closes_with_1001_behind_what_was_sent(net: Net) -> None:
     server.broadcast("nobody")
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.05])
+def test_stop_says_what_it_is_told_to(net: Net, spread: float) -> None:
+    server = net.serve(RecordingServer())
+    clients = [opened(net, server, close_timeout=0.2)[0] for _ in range(3)]
+    server.stop(timeout=5.0, code=1012, reason="new version", spread=spread)
+    assert server.record.values("close") == [1012, 1012, 1012]
+    net.until(lambda: all(client.close_code for client in clients))
+    assert [(client.close_code, client.close_reason) for client in clients] == [(1012, "new version")] * 3
+
+
+def test_a_stop_that_cannot_be(net: Net) -> None:
+    server = net.serve(RecordingServer())
+    with pytest.raises(ValueError, match="spread=2 is more than timeout=1"):
+        server.stop(1.0, spread=2.0)
+    with pytest.raises(ValueError, match="1005"):
+        server.stop(code=1005)
+    assert server.is_running
+
+
+def test_draining(net: Net) -> None:
+    server = net.serve(EchoServer())
+    client, _ = opened(net, server)
+    server.drain()
+    assert server.is_draining
+    late, _ = opened(net, server)
+    for each in (client, late):
+        each.send("x")
+    net.until(lambda: client.received == late.received == ["x"])
+    server.stop(0)
+    server.start(0)
+    assert not server.is_draining
+
+
 def test_stop_at_once_drops(net: Net) -> None:
     server = net.serve(RecordingServer())
     client, _ = opened(net, server)

@@ -1124,3 +1124,47 @@ def test_the_chat_of_the_examples_runs_in_a_world(world: World) -> None:
     world.advance(1.0)
     assert json.loads(bob.received[-1]) == {"type": "nicks", "nicks": ["bob"]}
     assert world.errors == []
+
+
+# The end of a server
+
+
+def test_a_drain_shows_in_readiness_and_may_close_the_door(world: World) -> None:
+    server = RecordingServer()
+    server.enable_readyz()
+    world.serve(server, fps=1)
+    http = world.http(server)
+
+    def ready() -> tuple[int, str]:
+        answer = http.get("/readyz")
+        return answer.status, answer.json()["status"]
+
+    world.until(lambda: server.tick() == 0)
+    assert ready() == (200, "ok")
+    server.drain()
+    assert ready() == (503, "draining")
+    first = world.connect(RecordingClient(), server)
+    world.until(lambda: first.is_connected)
+    port = server.port
+    server.drain(accept=False)
+    late = world.connect(RecordingClient(), f"ws://127.0.0.1:{port}/")
+    world.until(lambda: late.error)
+    assert first.is_connected
+
+
+def test_closes_are_spread_over_the_worlds_time(world: World) -> None:
+    server = world.serve(RecordingServer())
+    clients = [world.connect(RecordingClient(), server) for _ in range(4)]
+    world.until(lambda: len(server.channels) == len(clients))
+    began = world.now
+    server.stop(20.0, spread=8.0)
+    assert world.now - began >= 8.0
+
+
+def test_given_sockets_are_for_real_servers(world: World) -> None:
+    server = world.serve(RecordingServer())
+    server.stop()
+    with pytest.raises(ValueError, match="in a World give a port"):
+        server.start(sockets=[3])
+    with pytest.raises(ValueError, match="in a World give a port"):
+        server.start(9090, tls_sockets=[3], certfile="none")

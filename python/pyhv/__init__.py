@@ -45,6 +45,7 @@ from pyhv.http_client import (
     put,
     request,
 )
+from pyhv.listening import listen_fds
 from pyhv.opcode import WsOpcode
 from pyhv.reconnect import Reconnect
 from pyhv.response import Response, ServerSentEvent
@@ -96,6 +97,7 @@ __all__ = [
     "get",
     "head",
     "io_threads",
+    "listen_fds",
     "options",
     "patch",
     "post",

@@ -292,15 +292,32 @@ class Routes(_native.Server):
         """Adds a route for GET that tells, natively, whether the server is well: for load balancers and supervisors.
 
         It answers 200 and JSON: {"status": "ok", "tick_age": seconds since the last tick began, "connections": n,
-        "websockets": n}; or 503 with status "stalled", or "stopping" on a connection that is still there. For a program
-        that waits inside `tick()` the age is 0.
+        "websockets": n}; or 503 with status "stalled", or "stopping" on a connection that is still there. Between
+        `drain()` and `stop()` the status is "draining", with 200. For a program that waits in `tick()` the age is 0.
 
         :param path: as for `route`.
         :param max_tick_age: seconds without a tick after which the program counts as stalled; None: never.
 
         Raises ValueError when the path has a route for GET already. Any thread, before or after `start`.
         """
-        self._enable_healthz(path, max_tick_age)
+        self._enable_health(path, False, max_tick_age, None)
+
+    def enable_readyz(
+        self, path: str = "/readyz", max_tick_age: float | None = None, max_load: float | None = None
+    ) -> None:
+        """Adds a route for GET that tells, natively, whether the server wants more clients: for load balancers.
+
+        It answers as `enable_healthz` does, with 200 and status "ok", or 503 and the first of these that holds:
+        "stopping", "stalled", "draining" (`drain()` was called), "starting" (there was no tick yet), "full".
+
+        :param path: as for `route`.
+        :param max_tick_age: seconds without a tick after which the program counts as stalled; None: never.
+        :param max_load: the part of `max_connections` from which on the server counts as full, above 0 and at most
+            1, not counting the connection that asks; None: it never does.
+
+        Raises ValueError when the path has a route for GET already. Any thread, before or after `start`.
+        """
+        self._enable_health(path, True, max_tick_age, max_load)
 
 
 def _list(name: str, values: Iterable[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -104,10 +105,13 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
 
     def start(
         self,
-        port: int,
+        port: int | None = None,
         host: str = "127.0.0.1",
         *,
         tls_port: int | None = None,
+        sockets: Iterable[socket.socket | int] | None = None,
+        tls_sockets: Iterable[socket.socket | int] | None = None,
+        reuse_port: bool = False,
         certfile: str | os.PathLike[str] | None = None,
         keyfile: str | os.PathLike[str] | None = None,
         max_message_size: int = 16 << 20,
@@ -153,10 +157,17 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
     ) -> None:
         """Listens, and returns at once. Sizes are in bytes, times in seconds.
 
-        :param port: 0 lets the system choose one; `port` tells which.
+        :param port: 0 lets the system choose one; the property `port` tells which.
         :param host: a name or address; "0.0.0.0" is every IPv4 address of the machine.
         :param tls_port: serves https and wss there, beside http and ws on `port`, with the same handlers: TLS 1.2 and
             1.3, HTTP/2 where the client knows it. 0 lets the system choose one; the property `tls_port` tells which.
+        :param sockets: instead of `port`, sockets that are bound to one, or their descriptors: a supervisor's, or those
+            of `listen_fds`. They stay the caller's, who may close them, or leave them open for the time after `stop()`,
+            or for other processes that accept from them too. They become non-blocking. Not on Windows.
+        :param tls_sockets: the same instead of `tls_port`.
+        :param reuse_port: other processes may listen on the same ports at the same time, if all of them say so, and the
+            kernel shares the clients out (SO_REUSEPORT; on macOS and the BSDs it may not be even). OSError on systems
+            that have no such thing, as Windows.
         :param certfile: PEM file with the certificate and its chain. It and `keyfile` are looked at again when a client
             connects, once a second at most: a renewed certificate needs no restart.
         :param keyfile: PEM file with the private key; None: it is in `certfile`.
@@ -218,9 +229,9 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
             forgotten.
         :param max_history_bytes: what all topics together keep; the same beyond.
 
-        Raises OSError, naming host and port, when the address is in use or not permitted; RuntimeError when the
-        server runs already; ValueError for a setting out of range, or a certificate or key that will not do. Runs
-        `on_init` the first time.
+        Raises OSError, naming host and port, when the address is in use or not permitted; TypeError for none or both of
+        `port` and `sockets`; RuntimeError when the server runs already; ValueError for a setting out of range, or a
+        certificate or key that will not do. Runs `on_init` the first time.
         """
         settings = {
             "max_message_size": max_message_size,
@@ -266,11 +277,15 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
         }
         if latest is not None and not callable(latest):
             raise TypeError(f"latest={latest!r}: a function, or None")
-        tls = None
-        if tls_port is not None:
+        place = _place("port", port, sockets, reuse_port)
+        if place is None:
+            raise TypeError("start() needs a port, or sockets=")
+        tls_place, tls = _place("tls_port", tls_port, tls_sockets, reuse_port), None
+        if tls_place is not None:
             if certfile is None:
-                raise ValueError(f"tls_port={tls_port} needs certfile= (`pyhv dev-cert` makes one for development)")
-            tls = (tls_port, certfile, certfile if keyfile is None else keyfile)
+                given = "tls_sockets" if tls_port is None else f"tls_port={tls_port}"
+                raise ValueError(f"{given} needs certfile= (`pyhv dev-cert` makes one for development)")
+            tls = (tls_place, certfile, certfile if keyfile is None else keyfile)
         elif certfile is not None or keyfile is not None:
             raise ValueError("certfile= and keyfile= need tls_port=, the port for https and wss")
         if not self._initialized and not self.is_running:
@@ -281,12 +296,12 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
                 self._initialized = False
                 raise
         settings["subprotocols"] = self._subprotocols(_names(subprotocols))  # on_init may have enabled topics
-        self._start(host, port, tls, settings)
+        self._start(host, place, tls, reuse_port, settings)
         self._set_latest(latest)
 
     def run(
         self,
-        port: int,
+        port: int | None = None,
         host: str = "127.0.0.1",
         *,
         interval: float | None = None,
@@ -360,6 +375,25 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
             "user_agent": user_agent if combined else None,
         }
         _access_log.info("%s", _access_line(fields, combined), extra=fields)
+
+
+def _place(
+    name: str, port: int | None, sockets: Iterable[socket.socket | int] | None, reuse_port: bool
+) -> int | list[int] | None:
+    """A port, or the descriptors of sockets."""
+    if sockets is None:
+        return port
+    plural = "sockets" if name == "port" else "tls_sockets"
+    if port is not None:
+        raise TypeError(f"{plural}= stands instead of {name}={port}")
+    if reuse_port:
+        raise ValueError(f"reuse_port=True is for a port: with {plural}= whoever binds them decides")
+    if isinstance(sockets, (socket.socket, int)):
+        raise TypeError(f"{plural}={sockets!r} is not a list")
+    numbers = [each if isinstance(each, int) else each.fileno() for each in sockets]
+    if not numbers:
+        raise ValueError(f"{plural} is empty")
+    return numbers
 
 
 def _names(names: Iterable[str] | None) -> list[str] | str:

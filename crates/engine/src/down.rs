@@ -83,7 +83,7 @@ pub(crate) enum Command {
     /// Something that the program is told in its place behind the commands before it.
     Tell { endpoint: Arc<Endpoint>, event: Box<Event> },
     /// Close every channel of the endpoint on this thread.
-    CloseAll { endpoint: Arc<Endpoint>, code: u16 },
+    CloseAll { endpoint: Arc<Endpoint> },
     /// Drop every connection of the endpoint on this thread at once.
     AbortAll { endpoint: Arc<Endpoint> },
     /// Readers that were paused may go on.
@@ -362,10 +362,11 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, 
             endpoint.end();
         }
         Command::Close { conn, kind, code, reason } => conn.send_close(kind, code, &reason, touched),
-        Command::CloseAll { endpoint, code } => {
+        Command::CloseAll { endpoint } => {
+            let (code, reason) = endpoint.parting();
             endpoint.for_each_on(io.index, |_, conn| {
                 round.catch_up(conn, touched);
-                conn.send_close(CloseKind::Local, Some(code), "", touched);
+                conn.send_close(CloseKind::Local, Some(code), reason, touched);
             });
         }
         Command::AbortAll { endpoint } => {

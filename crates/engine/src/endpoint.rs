@@ -4,6 +4,7 @@
 use crate::connection::{Connection, keepalive};
 use crate::down::{Command, DownQueue, deliver};
 use crate::driver::Rhythm;
+use crate::farewell::Farewell;
 use crate::inbox::{Batch, Event, Inbox};
 use crate::runtime::{self, IoThread, Runtime};
 use crate::settings::Settings;
@@ -17,16 +18,20 @@ use slab::Slab;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Whether the endpoint's tasks should go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether the endpoint's tasks should go on. Only ever rises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Yes.
     Running,
+    /// The program has said that it is about to stop: HTTP connections end behind their next answer.
+    Leaving,
+    /// The same, and nothing new is accepted.
+    Deaf,
     /// Accept nothing new, finish what has begun.
     Stopping,
     /// End at once.
@@ -69,10 +74,14 @@ pub struct Endpoint {
     /// Connections and tasks that still run for this endpoint.
     live: AtomicUsize,
     began: Instant,
-    stopping: AtomicBool,
+    /// The program has called `drain`.
+    pub(crate) leaving: AtomicBool,
+    pub(crate) stopping: AtomicBool,
+    /// How it stops, once that has begun.
+    pub(crate) farewell: OnceLock<Farewell>,
     /// The owner is gone: channels need no release by the program.
     abandoned: AtomicBool,
-    phase: watch::Sender<Phase>,
+    pub(crate) phase: watch::Sender<Phase>,
     /// [`runtime::forks`] when it was made.
     forks: u32,
     /// When each kind of complaint was last logged, and how many were not since. Guards the map for one look.
@@ -206,7 +215,9 @@ impl Endpoint {
             shards,
             live: AtomicUsize::new(0),
             began: Instant::now(),
+            leaving: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            farewell: OnceLock::new(),
             abandoned: AtomicBool::new(false),
             phase: watch::Sender::new(Phase::Running),
             forks: runtime::forks(),
@@ -344,7 +355,7 @@ impl Endpoint {
     }
 
     /// Connections that there are.
-    pub(crate) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.seats.lock().total
     }
 
@@ -523,15 +534,6 @@ impl Endpoint {
     /// When the process has no descriptor left.
     pub fn wait(&self, rhythm: &mut Rhythm, deadline: Option<Instant>) -> io::Result<Waited> {
         rhythm.wait(self.runtime.alone(), &self.inbox, deadline)
-    }
-
-    /// Begins a graceful stop: accept nothing, close every channel with `code`, finish requests that have begun.
-    pub fn stop(self: &Arc<Self>, code: u16) {
-        self.stopping.store(true, Ordering::Relaxed);
-        self.phase.send_replace(Phase::Stopping);
-        for io in &self.runtime.threads {
-            DownQueue::push(io, Command::CloseAll { endpoint: Arc::clone(self), code });
-        }
     }
 
     /// Ends everything at once: connections are dropped, each with its close event.

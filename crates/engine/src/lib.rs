@@ -30,6 +30,7 @@ mod courtesy;
 pub mod down;
 pub mod driver;
 pub mod endpoint;
+pub mod farewell;
 pub mod files;
 pub mod http_client;
 pub mod inbox;

@@ -5,10 +5,11 @@
 use pyhv_engine::connection::Connection;
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
+use pyhv_engine::farewell::Farewell;
 use pyhv_engine::inbox::{Batch, Event};
 use pyhv_engine::request::HttpResponse;
 use pyhv_engine::router::Router;
-use pyhv_engine::server::{Listen, Server, Target, around::Around};
+use pyhv_engine::server::{Listen, Place, Server, Target, around::Around};
 use pyhv_engine::settings::Settings;
 use pyhv_engine::wire::{self, Decoder, MessageKind, Opcode, Role};
 use std::collections::HashMap;
@@ -44,9 +45,8 @@ impl Program {
         let mut router = Router::default();
         router.add(Some("GET"), "/hello/:name", Target::Program(7)).unwrap();
         let endpoint = Endpoint::new(settings, None).unwrap();
-        let server =
-            Server::start(endpoint, router, Around::default(), Listen { host: "127.0.0.1".into(), port: 0, tls: None })
-                .unwrap();
+        let place = Place::Port { host: "127.0.0.1".into(), port: 0, reuse_port: false };
+        let server = Server::start(endpoint, router, Around::default(), Listen { place, tls: None }).unwrap();
         Self { server, conns: HashMap::new(), requests: Vec::new(), seen: Vec::new(), largest: 0, echo: false }
     }
 
@@ -402,7 +402,7 @@ fn a_stop_closes_everybody_and_comes_to_rest() {
     let mut program = Program::start(Settings::default());
     let (mut peer, channel) = program.open();
     let mut spare = TcpStream::connect(program.server.addresses[0]).unwrap();
-    program.endpoint().stop(1001);
+    program.endpoint().stop(Farewell { code: 1001, reason: String::new(), spread: Duration::ZERO });
     assert_eq!(peer.read(1), ["close Some(1001)"]);
     peer.send(&close(1001));
     program.tick_until("rest", |p| p.endpoint().is_idle() && p.seen.contains(&Seen::Close(channel, 1001)));

@@ -5,6 +5,7 @@ use http::{HeaderName, HeaderValue, Method};
 use pyhv_engine::server::access::AccessRecord;
 use pyhv_engine::server::compress::{Coding, Compression};
 use pyhv_engine::server::cors::Cors;
+use pyhv_engine::server::health::{Probe, Share};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use std::time::{Duration, UNIX_EPOCH};
@@ -84,12 +85,20 @@ pub(crate) fn compression(min_size: i64, codings: &[String], level: Option<i64>)
     Ok(Compression { min_size, codings: known, level })
 }
 
-/// `max_tick_age` of `enable_healthz`.
-pub(crate) fn max_tick_age(value: Option<f64>) -> PyResult<Option<Duration>> {
-    match value.map(|seconds| convert::seconds("max_tick_age", seconds)).transpose()? {
-        Some(Duration::ZERO) => Err(PyValueError::new_err("max_tick_age=0 would never be kept: None is no limit")),
-        age => Ok(age),
+/// Arguments of `enable_healthz` and `enable_readyz`, checked.
+pub(crate) fn probe(readiness: bool, max_tick_age: Option<f64>, max_load: Option<f64>) -> PyResult<Probe> {
+    let max_tick_age = max_tick_age.map(|seconds| convert::seconds("max_tick_age", seconds)).transpose()?;
+    if max_tick_age == Some(Duration::ZERO) {
+        return Err(PyValueError::new_err("max_tick_age=0 would never be kept: None is no limit"));
     }
+    if let Some(load) = max_load
+        && !(load > 0.0 && load <= 1.0)
+    {
+        return Err(PyValueError::new_err(format!(
+            "max_load={load} is not a part of max_connections: above 0, at most 1"
+        )));
+    }
+    Ok(Probe { readiness, max_tick_age, max_load: max_load.map(Share) })
 }
 
 /// A version of HTTP as `http_version` has it.

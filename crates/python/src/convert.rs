@@ -427,9 +427,8 @@ pub(crate) fn reason(error: &io::Error) -> String {
 }
 
 /// Why a server cannot listen, as OSError.
-pub(crate) fn listen_error(host: &str, failed: &ListenError) -> PyErr {
-    let shown = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let text = format!("cannot listen on {shown}:{}: {}", failed.port, reason(&failed.error));
+pub(crate) fn listen_error(failed: &ListenError) -> PyErr {
+    let text = format!("cannot listen on {}: {}", failed.place, reason(&failed.error));
     match failed.error.raw_os_error() {
         Some(errno) => PyOSError::new_err((errno, text)),
         None => PyOSError::new_err(text),

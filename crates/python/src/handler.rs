@@ -116,6 +116,19 @@ impl Handlers {
         self.streams.lock().values().map(|writer| writer.clone_ref(py)).collect()
     }
 
+    /// The numbers of the open streams, the oldest first.
+    pub(crate) fn streams_open(&self) -> Vec<u64> {
+        self.streams.lock().keys().copied().collect()
+    }
+
+    /// Closes some streams; each still ends by itself.
+    pub(crate) fn close_oldest(&self, ids: &[u64]) {
+        let streams = self.streams.lock();
+        for writer in ids.iter().filter_map(|id| streams.get(id)) {
+            writer.get().stream.close();
+        }
+    }
+
     /// Closes every open stream; each still ends by itself.
     pub(crate) fn close_streams(&self) {
         for writer in self.streams.lock().values() {

@@ -6,7 +6,7 @@
 //! * [`channel`]: `WebSocketChannel`; [`server`]: `Server`, the base of `HvWebServer`; [`client`]: `WebSocketClient`,
 //!   the base of `HvWebSocketClient`, [`reconnect`]: what it keeps to connect again; [`handler`]: the handlers of requests; [`request`], [`response`]: `HttpRequest`,
 //!   `HttpResponse`; [`writer`]: `StreamWriter`; [`http_client`]: the HTTP client; [`upload`]: the files of forms;
-//!   [`around`]: what is done around every answer; [`topics`]: what those have of topics;
+//!   [`around`]: what is done around every answer; [`sockets`]: where a server listens; [`topics`]: what those have of topics;
 //! * [`ticker`]: what a tick is: taking a batch, running it, surviving exceptions, waiting;
 //! * [`convert`]: messages, timeouts, settings and errors from and to Python.
 
@@ -21,6 +21,7 @@ mod reconnect;
 mod request;
 mod response;
 mod server;
+mod sockets;
 mod stats;
 mod stopping;
 mod ticker;

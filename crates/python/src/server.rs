@@ -2,12 +2,13 @@
 
 use crate::around;
 use crate::channel::WebSocketChannel;
-use crate::convert::{self, KeyArgument};
+use crate::convert::{self, CloseCode, KeyArgument};
 use crate::handler::{Handler, Handlers};
 use crate::latest::{Keys, ServerKeys};
 use crate::request::{HttpRequest, header};
+use crate::sockets::Where;
 use crate::stats;
-use crate::stopping::{self, Stopping};
+use crate::stopping::{self, GOING_AWAY, Leave, Stopping};
 use crate::ticker::{
     self, Budget, Ticker, callback_failed, callback_failed_with, channel_failed, check_process, fault,
 };
@@ -220,16 +221,17 @@ impl Server {
         drop(before);
     }
 
-    /// Listens. tls: port, certificate file and key file.
+    /// Listens. port: or descriptors of sockets; tls: the same with certificate file and key file.
     fn _start(
         &self,
         py: Python<'_>,
-        host: String,
-        port: i64,
-        tls: Option<(i64, PathBuf, PathBuf)>,
+        host: &str,
+        port: Where,
+        tls: Option<(Where, PathBuf, PathBuf)>,
+        reuse_port: bool,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
-        let number = port_number("port", port)?;
+        let place = port.place("port", host, reuse_port)?;
         if let Some(server) = self.running() {
             check_process(&server.endpoint, "server")?;
             let address = server.addresses[0];
@@ -239,19 +241,19 @@ impl Server {
         let wake = self.wake.lock().clone();
         let router = self.router.lock().clone();
         let around = self.around.lock().clone();
-        let tls =
-            tls.map(|(port, cert, key)| Ok::<_, PyErr>((port_number("tls_port", port)?, cert, key))).transpose()?;
+        let tls = tls.map(|(port, cert, key)| Ok::<_, PyErr>((port.place("tls_port", host, reuse_port)?, cert, key)));
+        let tls = tls.transpose()?;
         let server = py.detach(|| {
             let endpoint = Endpoint::new(settings, wake).map_err(PyErr::from)?;
             let tls = match tls {
                 None => None,
-                Some((port, certfile, keyfile)) => {
+                Some((place, certfile, keyfile)) => {
                     let report = endpoint.reporter("certificate");
-                    Some((port, server_config(&certfile, &keyfile, report).map_err(|e| convert::tls_error(&e))?))
+                    Some((place, server_config(&certfile, &keyfile, report).map_err(|e| convert::tls_error(&e))?))
                 }
             };
-            let listen = engine::Listen { host: host.clone(), port: number, tls };
-            engine::Server::start(endpoint, router, around, listen).map_err(|e| convert::listen_error(&host, &e))
+            let listen = engine::Listen { place, tls };
+            engine::Server::start(endpoint, router, around, listen).map_err(|e| convert::listen_error(&e))
         })?;
         server.endpoint.topics.set_rules(self.kept.rules());
         self.stopping.take_request();
@@ -286,9 +288,16 @@ impl Server {
         Ok(())
     }
 
-    /// Adds the route of `enable_healthz`. max_tick_age: seconds, None for no limit.
-    fn _enable_healthz(&self, path: &str, max_tick_age: Option<f64>) -> PyResult<()> {
-        let target = Target::Health(around::max_tick_age(max_tick_age)?);
+    /// Adds the route of `enable_healthz`, or `enable_readyz`. max_tick_age: seconds, None for no limit; max_load: a part of
+    /// `max_connections`.
+    fn _enable_health(
+        &self,
+        path: &str,
+        readiness: bool,
+        max_tick_age: Option<f64>,
+        max_load: Option<f64>,
+    ) -> PyResult<()> {
+        let target = Target::Health(around::probe(readiness, max_tick_age, max_load)?);
         let mut router = self.router.lock();
         router.add(Some("GET"), path, target).map_err(|error| PyValueError::new_err(error.to_string()))?;
         if let Some(server) = self.running() {
@@ -437,25 +446,59 @@ impl Server {
             Ok(ran)
         })();
         // Also when an exception leaves the tick: whoever asked is waiting.
-        if let Some(timeout) = this.stopping.take_request() {
-            stopping::stop_now(slf, timeout)?;
+        if let Some(leave) = this.stopping.take_request() {
+            stopping::stop_now(slf, leave)?;
         }
         drop(turn);
         ran
     }
 
-    /// Stops gracefully: accepts nothing more, closes every channel with 1001 behind what was sent, runs the last
-    /// callbacks, `on_ws_close` of every channel among them, and returns when all is done.
+    /// Stops gracefully: accepts nothing more, closes every channel behind what was sent, runs the last callbacks,
+    /// `on_ws_close` of every channel among them, and returns when all is done.
     ///
-    /// timeout: seconds after which connections that have not finished are dropped; 0 drops them at once.
+    /// timeout: seconds after which connections that have not finished are dropped; 0 drops them at once. code, reason: of
+    /// the close frames, for the clients to know what to do: 1001, "going away", and 1012, "service restart", let them
+    /// come again; the reason has 123 bytes of UTF-8 at most. spread: seconds of the timeout over which the channels are
+    /// closed, and event streams, one after the other, so that thousands of clients do not come back at the same moment.
     ///
     /// Runs callbacks on the calling thread and blocks up to the timeout. Called inside a callback it takes effect
     /// when the tick ends; called while another thread is inside `tick()`, that thread stops the server at the end
     /// of its tick, and this call waits for it; TimeoutError when a callback keeps it from doing so. Does nothing when
     /// the server does not run.
-    #[pyo3(signature = (timeout=5.0))]
-    fn stop(slf: &Bound<'_, Self>, timeout: f64) -> PyResult<()> {
-        stopping::stop(slf, timeout)
+    #[pyo3(
+        signature = (timeout=5.0, *, code=CloseCode(GOING_AWAY), reason="", spread=0.0),
+        text_signature = "($self, timeout=5.0, *, code=1001, reason='', spread=0.0)"
+    )]
+    fn stop(slf: &Bound<'_, Self>, timeout: f64, code: CloseCode, reason: &str, spread: f64) -> PyResult<()> {
+        stopping::stop(slf, Leave::new(timeout, &code, reason, spread)?)
+    }
+
+    /// Prepares for `stop()`, and returns at once: `readyz` answers 503 from here on, so that a load balancer sends no more
+    /// clients; each HTTP connection ends behind its next answer (`Connection: close`, in HTTP/2 GOAWAY); all else goes on.
+    ///
+    /// accept: False also stops accepting and closes the sockets that it listens on. Sockets that were given to
+    /// `start(sockets=...)` stay open for others, and what has connected and was not accepted waits for them.
+    ///
+    /// Keep ticking until the clients are gone or have had their time, then call `stop()`. Wakes a `tick()` that waits.
+    /// Does nothing when the server does not run. Any thread; never blocks.
+    #[pyo3(signature = (*, accept=true))]
+    fn drain(&self, accept: bool) -> PyResult<()> {
+        if let Some(server) = self.running() {
+            check_process(&server.endpoint, "server")?;
+            server.endpoint.drain(accept);
+        }
+        Ok(())
+    }
+
+    /// How many connections there are, of all kinds.
+    fn _connections(&self) -> usize {
+        self.running().map_or(0, |server| server.endpoint.connections())
+    }
+
+    /// Whether `drain()` was called since `start()`.
+    #[getter]
+    fn is_draining(&self) -> bool {
+        self.running().is_some_and(|server| server.endpoint.is_draining())
     }
 
     /// How many events wait for a tick: what a budget left over, and what has come since. Any thread; never blocks.
@@ -635,8 +678,4 @@ impl Drop for Server {
             }
         }
     }
-}
-
-fn port_number(name: &str, port: i64) -> PyResult<u16> {
-    u16::try_from(port).map_err(|_| PyValueError::new_err(format!("{name}={port} is not between 0 and 65535")))
 }

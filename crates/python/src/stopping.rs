@@ -1,33 +1,59 @@
 //! How a server stops: on the thread that ticks, whoever asks.
 
-use crate::convert;
+use crate::channel::check_close;
+use crate::convert::{self, CloseCode};
 use crate::server::Server;
 use crate::ticker::{Budget, Owner, check_process};
 use parking_lot::{Condvar, Mutex};
-use pyo3::exceptions::PyTimeoutError;
+use pyhv_engine::farewell::Farewell;
+use pyo3::exceptions::{PyTimeoutError, PyValueError};
 use pyo3::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// RFC 6455 section 7.4.1: an endpoint is "going away", such as a server going down.
-const GOING_AWAY: u16 = 1001;
+pub(crate) const GOING_AWAY: u16 = 1001;
 /// How long an abort may take on the I/O thread before `stop` returns without it.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
+
+/// How often some of the streams are closed that are closed over a time.
+const STEP: Duration = Duration::from_millis(50);
+
+/// What `stop` was given, checked.
+#[derive(Clone)]
+pub(crate) struct Leave {
+    /// In seconds, for messages.
+    seconds: f64,
+    timeout: Duration,
+    farewell: Farewell,
+}
+
+impl Leave {
+    pub(crate) fn new(seconds: f64, code: &CloseCode, reason: &str, spread: f64) -> PyResult<Self> {
+        let timeout = convert::seconds("timeout", seconds)?;
+        let code = check_close(code, reason)?;
+        let over = convert::seconds("spread", spread)?;
+        if over > timeout {
+            return Err(PyValueError::new_err(format!("spread={spread} is more than timeout={seconds}")));
+        }
+        Ok(Self { seconds, timeout, farewell: Farewell { code, reason: reason.to_owned(), spread: over } })
+    }
+}
 
 /// A stop that was asked for while a tick runs.
 #[derive(Default)]
 pub(crate) struct Stopping {
-    /// What the ticking thread is to make at the end of its tick: the timeout.
-    timeout: Mutex<Option<f64>>,
+    /// What the ticking thread is to make at the end of its tick.
+    leave: Mutex<Option<Leave>>,
     requested: AtomicBool,
     /// Told when a run has ended; belongs to the lock of `Server::run`.
     stopped: Condvar,
 }
 
 impl Stopping {
-    fn request(&self, timeout: f64) {
-        *self.timeout.lock() = Some(timeout);
+    fn request(&self, leave: Leave) {
+        *self.leave.lock() = Some(leave);
         self.requested.store(true, Ordering::Relaxed);
     }
 
@@ -35,25 +61,25 @@ impl Stopping {
         self.requested.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn take_request(&self) -> Option<f64> {
+    pub(crate) fn take_request(&self) -> Option<Leave> {
         if !self.requested.swap(false, Ordering::Relaxed) {
             return None;
         }
-        self.timeout.lock().take()
+        self.leave.lock().take()
     }
 }
 
 /// `Server.stop`.
-pub(crate) fn stop(slf: &Bound<'_, Server>, timeout: f64) -> PyResult<()> {
+pub(crate) fn stop(slf: &Bound<'_, Server>, leave: Leave) -> PyResult<()> {
     let py = slf.py();
     let this = slf.get();
-    let limit = convert::seconds("timeout", timeout)?;
+    let Leave { seconds: timeout, timeout: limit, .. } = leave;
     let Some(server) = this.running() else { return Ok(()) };
     check_process(&server.endpoint, "server")?;
     match this.ticker.owner(py)? {
         Owner::Nobody => {}
         owner => {
-            this.stopping.request(timeout);
+            this.stopping.request(leave);
             if matches!(owner, Owner::Another) {
                 server.endpoint.inbox.nudge();
                 let deadline = Instant::now() + limit + ABORT_GRACE;
@@ -78,31 +104,44 @@ pub(crate) fn stop(slf: &Bound<'_, Server>, timeout: f64) -> PyResult<()> {
     }
     let _turn = this.ticker.enter(py, "stop()")?;
     this.stopping.take_request();
-    stop_now(slf, timeout)
+    stop_now(slf, leave)
 }
 
 /// The graceful stop, with the turn held.
-pub(crate) fn stop_now(slf: &Bound<'_, Server>, timeout: f64) -> PyResult<()> {
+pub(crate) fn stop_now(slf: &Bound<'_, Server>, leave: Leave) -> PyResult<()> {
     let this = slf.get();
     let Some(server) = this.running() else { return Ok(()) };
     let endpoint = &server.endpoint;
-    let mut deadline = Instant::now() + convert::seconds("timeout", timeout)?;
-    let mut aborted = timeout == 0.0;
+    let Leave { timeout, farewell, .. } = leave;
+    let began = Instant::now();
+    let mut deadline = began + timeout;
+    let spread = farewell.spread;
+    let streams = this.handlers.streams_open();
+    let mut aborted = timeout.is_zero();
     let mut interrupted = None;
     if aborted {
         deadline += ABORT_GRACE;
         endpoint.abort();
     } else {
-        endpoint.stop(GOING_AWAY);
+        endpoint.stop(farewell);
     }
     loop {
         let step = Server::run_pending(slf, endpoint, Budget::default()).and_then(|_| {
-            // Also those that a handler has opened since.
-            this.handlers.close_streams();
+            let elapsed = began.elapsed();
+            let mut next = deadline;
+            if elapsed < spread && !aborted {
+                let part = elapsed.as_secs_f64() / spread.as_secs_f64();
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a length")]
+                this.handlers.close_oldest(&streams[..(part * streams.len() as f64) as usize]);
+                next = next.min(Instant::now() + STEP);
+            } else {
+                // Also those that a handler has opened since.
+                this.handlers.close_streams();
+            }
             if endpoint.is_idle() && !this.ticker.is_ready(endpoint) {
                 return Ok(true);
             }
-            this.ticker.wait(slf.py(), endpoint, Some(deadline), || endpoint.is_idle())?;
+            this.ticker.wait(slf.py(), endpoint, Some(next), || endpoint.is_idle())?;
             Ok(false)
         });
         match step {

@@ -3,7 +3,9 @@
 | module | holds |
 |---|---|
 | this one | the parser of all commands, and how they end |
-| `dev_cert`, `serve`, `connect`, `listen`, `bench` | a command each |
+| `run`, `dev_cert`, `serve`, `connect`, `listen`, `bench` | a command each |
+| `program` | a program's server, found by name and served, for `run` |
+| `supervisor`, `worker` | the processes of `run --workers` |
 | `reload` | pages that reload themselves, for `serve` |
 | `editor` | a line that is edited while others are printed above it, for `connect` |
 | `charts` | bars and curves of text, for `bench` |
@@ -18,7 +20,7 @@ import argparse
 import logging
 
 from pyhv import __version__
-from pyhv._cli import bench, connect, dev_cert, listen, serve
+from pyhv._cli import bench, connect, dev_cert, listen, run, serve
 from pyhv._cli.output import CommandError, Output
 from pyhv._cli.text import printable
 
@@ -26,6 +28,7 @@ __all__ = ["main"]
 
 _EPILOG = """\
 examples:
+  pyhv run game:Server --workers 4          a program's server, in four processes
   pyhv serve site --reload                  a folder as a website; pages reload when files change
   pyhv connect ws://localhost:9090/chat     talk to a WebSocket server
   pyhv listen                               see what a client sends
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--version", action="version", version=f"pyhv {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (serve, connect, listen, bench, dev_cert):
+    for module in (run, serve, connect, listen, bench, dev_cert):
         module.add(commands)
     return made
 

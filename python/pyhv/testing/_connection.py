@@ -104,7 +104,7 @@ class Connection:
         endpoint.inbox.push(Event("open", self, size=head))
         if endpoint.stopping:
             # The stop's close-all went by before.
-            self.close_now(1001)
+            self.close_now(*endpoint.parting)
 
     # The program's side
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhv.testing._inbox import Event, Inbox
@@ -100,7 +101,10 @@ class Endpoint:
         self.connections: list[Connection] = []
         #: Handshakes that a server has begun.
         self.attempts: list[Attempt] = []
+        self.draining = False
         self.stopping = False
+        #: Code and reason of a stop's close frames.
+        self.parting = (1001, "")
         #: A tick waits for something to happen.
         self.waiting = False
         self.ticks = 0
@@ -132,11 +136,15 @@ class Endpoint:
         """Whether nothing goes on any more; what is in the inbox then is all there will be."""
         return not self.connections and not self.attempts
 
-    def stop(self, code: int) -> None:
-        """Begins a graceful stop."""
-        self.stopping = True
-        for conn in list(self.connections):
-            conn.close_now(code)
+    def stop(self, code: int, reason: str, spread: int) -> None:
+        """Begins a graceful stop. `spread`: nanoseconds over which the channels are closed."""
+        self.stopping, self.parting = True, (code, reason)
+        there = list(self.connections)
+        for number, conn in enumerate(there):
+            if spread:
+                self.clock.call_later(spread * (number + 1) // len(there), partial(conn.close_now, code, reason))
+            else:
+                conn.close_now(code, reason)
 
     def abort(self) -> None:
         """Ends everything at once, each connection with its close event."""

@@ -84,17 +84,22 @@ class WorldHttp(Requests):
             raise RuntimeError(f"this {type(self._server).__name__} does not run: start() it")
         with self._core.busy("request()"):
             if self._client is None:
-                _native.Server._start(self._server, "127.0.0.1", 0, None, run.endpoint.settings)
+                _native.Server._start(self._server, "127.0.0.1", 0, None, False, run.endpoint.settings)
                 self._client = HttpClient(proxy=False)
             options.setdefault("timeout", _PATIENCE)
+            if run.endpoint.draining:
+                _native.Server.drain(self._server)
             port = self._native("port")
-            call = self._client.request(
-                method, f"http://127.0.0.1:{port}{path}", on_error=lambda _error: None, **options
-            )
             members = self._server.__dict__
             own = {"on_tick": members["on_tick"]} if "on_tick" in members else {}
             members["on_tick"] = lambda: None
             try:
+                if run.endpoint.ticks:
+                    # Or it would count as starting.
+                    _native.Server.tick(self._server)
+                call = self._client.request(
+                    method, f"http://127.0.0.1:{port}{path}", on_error=lambda _error: None, **options
+                )
                 while not call.is_done:
                     _native.Server.tick(self._server, _PAUSE)
                     self._client.tick()

@@ -17,15 +17,27 @@ from pyhv.testing._handshake import Answer, Attempt, UpgradeRequest, foreign_ori
 from pyhv.testing._http import WorldHttp
 from pyhv.testing._inbox import Event, Latest, Ticker
 from pyhv.testing._topics import Rules, Topics, check_topic
-from pyhv.testing._wire import BINARY, TEXT, check_budget, check_key, check_message, check_server, check_timeout
+from pyhv.testing._wire import (
+    BINARY,
+    TEXT,
+    check_budget,
+    check_key,
+    check_message,
+    check_server,
+    check_stop,
+    check_timeout,
+)
 from pyhv.testing.clock import SECOND, nanoseconds
 from pyhv.topics import SUBPROTOCOL, may_ask
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from pyhv.server import HvWebServer
 
-#: RFC 6455 section 7.4.1: an endpoint is "going away", such as a server going down.
-_GOING_AWAY = 1001
+    _Place: TypeAlias = "int | list[int]"
+    _Leave: TypeAlias = "tuple[float, int, str, float]"
+
 #: How long the last events may take after everything was dropped.
 _ABORT_GRACE = SECOND
 
@@ -40,7 +52,7 @@ class ServerCore:
         self._server = server
         self._run: _Run | None = None
         self._started_once = False
-        self._stop_timeout: float | None = None
+        self._stop_with: _Leave | None = None
         self._latest: Latest | None = None
         self._rules = Rules()
         self._runs = 0
@@ -54,14 +66,18 @@ class ServerCore:
         """Whether it may be ticked."""
         return self._started_once
 
-    def start(self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any]) -> None:
+    def start(self, host: str, port: _Place, tls: tuple[_Place, Any, Any] | None, options: dict[str, Any]) -> None:
         self.network.check_thread()
         check_server(host, port, options)
+        assert isinstance(port, int)
         if self._run is not None:
             raise RuntimeError(f"the server runs already, on {host}:{self._run.port}: stop() it first")
-        if tls is not None and not 0 <= tls[0] <= 65535:
-            raise ValueError(f"tls_port={tls[0]} is not between 0 and 65535")
-        ports = [port] if tls is None else [port, tls[0]]
+        tls_port = None if tls is None else tls[0]
+        if isinstance(tls_port, list):
+            raise ValueError("tls_sockets= is for real servers: in a World give a port")
+        if tls_port is not None and not 0 <= tls_port <= 65535:
+            raise ValueError(f"tls_port={tls_port} is not between 0 and 65535")
+        ports = [port] if tls_port is None else [port, tls_port]
         for number in ports:
             if number in self.network.listeners:
                 text = f"cannot listen on {host}:{number}: {os.strerror(errno.EADDRINUSE)}"
@@ -71,11 +87,11 @@ class ServerCore:
         self._run = run = _Run(endpoint, Topics(endpoint, self._rules, self._runs))
         run.port = port or self.network.free_port()
         self.network.listeners[run.port] = (run, False)
-        if tls is not None:
-            run.tls_port = tls[0] or self.network.free_port()
+        if tls_port is not None:
+            run.tls_port = tls_port or self.network.free_port()
             self.network.listeners[run.tls_port] = (run, True)
         self._started_once = True
-        self._stop_timeout = None
+        self._stop_with = None
 
     def tick(self, timeout: float | None, max_ms: float | None, max_events: int | None) -> int:
         check_budget(max_ms, max_events)
@@ -93,7 +109,7 @@ class ServerCore:
             try:
                 clock.run_until(clock.ns)
                 if timeout != 0:
-                    self.ticker.wait(endpoint, deadline, lambda: self._stop_timeout is not None)
+                    self.ticker.wait(endpoint, deadline, lambda: self._stop_with is not None)
                 with self.network.cork.hold():
                     ran = 0
                     if self.ticker.is_ready(endpoint):
@@ -101,8 +117,8 @@ class ServerCore:
                     self._call("on_tick", self._server.on_tick)
             finally:
                 # Also when an exception leaves the tick.
-                if self._stop_timeout is not None:
-                    self._stop_now(self._stop_timeout)
+                if self._stop_with is not None:
+                    self._stop_now(self._stop_with)
         return ran
 
     @contextmanager
@@ -114,19 +130,26 @@ class ServerCore:
                 with self.network.cork.hold():
                     yield
             finally:
-                if self._stop_timeout is not None:
-                    self._stop_now(self._stop_timeout)
+                if self._stop_with is not None:
+                    self._stop_now(self._stop_with)
 
-    def stop(self, timeout: float) -> None:
-        limit = check_timeout(timeout)
+    def stop(self, timeout: float, code: int, reason: str, spread: float) -> None:
+        leave = check_stop(timeout, code, reason, spread)
         if self._run is None:
             return
         self.network.check_thread()
         if self.ticker.is_inside:
-            self._stop_timeout = limit
+            self._stop_with = leave
             return
         with self.ticker.turn("stop()"):
-            self._stop_now(limit)
+            self._stop_now(leave)
+
+    def drain(self, accept: bool) -> None:
+        self.network.check_thread()
+        if self._run is not None:
+            self._run.endpoint.draining = True
+            if not accept:
+                self._run.close_doors(self.network)
 
     def discard(self) -> None:
         """Ends without callbacks."""
@@ -259,9 +282,10 @@ class ServerCore:
         self._call("a callback for topics", ask, failed=failed)
         return asked
 
-    def _stop_now(self, timeout: float) -> None:
+    def _stop_now(self, leave: _Leave) -> None:
         """The graceful stop, with the turn held."""
-        self._stop_timeout = None
+        timeout, code, reason, spread = leave
+        self._stop_with = None
         run = self._run
         if run is None:
             return
@@ -272,7 +296,7 @@ class ServerCore:
         if aborted:
             endpoint.abort()
         else:
-            endpoint.stop(_GOING_AWAY)
+            endpoint.stop(code, reason, round(spread * SECOND))
         interrupted: BaseException | None = None
         while True:
             try:
@@ -398,9 +422,19 @@ class MemoryServer(_native.Server):
         """How many events wait for a tick."""
         return self._pyhv_core.pending()
 
-    def stop(self, timeout: float = 5.0) -> None:
+    def stop(self, timeout: float = 5.0, *, code: int = 1001, reason: str = "", spread: float = 0.0) -> None:
         """As `HvWebServer.stop`, in the World's time."""
-        self._pyhv_core.stop(timeout)
+        self._pyhv_core.stop(timeout, code, reason, spread)
+
+    def drain(self, *, accept: bool = True) -> None:
+        """As `HvWebServer.drain`."""
+        self._pyhv_core.drain(accept)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether `drain()` was called since `start()`."""
+        run = self._pyhv_core.running
+        return run is not None and run.endpoint.draining
 
     def fileno(self) -> int:
         """Raises UnsupportedOperation: in memory there is no descriptor."""
@@ -472,5 +506,7 @@ class MemoryServer(_native.Server):
     def _set_latest(self, function: Callable[[Any, Any], Any] | None) -> None:
         self._pyhv_core.set_latest(function)
 
-    def _start(self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any]) -> None:
+    def _start(
+        self, host: str, port: _Place, tls: tuple[_Place, Any, Any] | None, reuse_port: bool, options: dict[str, Any]
+    ) -> None:
         self._pyhv_core.start(host, port, tls, options)

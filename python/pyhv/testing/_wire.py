@@ -54,11 +54,19 @@ def check_timeout(timeout: Any) -> float:
     return float(timeout)
 
 
-def check_server(host: str, port: int, options: dict[str, Any]) -> None:
+def check_stop(timeout: Any, code: Any, reason: Any, spread: Any) -> tuple[float, int, str, float]:
+    """The arguments of `stop`. Raises ValueError or TypeError."""
+    _SERVER.stop(timeout, code=code, reason=reason, spread=spread)
+    return float(timeout), int(code), reason, float(spread)
+
+
+def check_server(host: str, port: int | list[int], options: dict[str, Any]) -> None:
     """The settings of a server. Raises ValueError or TypeError."""
+    if isinstance(port, list):
+        raise ValueError("sockets= is for real servers: in a World give a port")
     try:
         # The port for TLS is looked at last, and this one keeps the server from starting.
-        _SERVER._start(host, port, (-1, "", ""), options)
+        _SERVER._start(host, port, (-1, "", ""), False, options)
     except ValueError as error:
         if not str(error).startswith("tls_port=-1 "):
             raise

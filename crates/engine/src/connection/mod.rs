@@ -293,7 +293,8 @@ impl Connection {
         if endpoint.is_stopping() {
             // The stop's close-all went by before this connection was registered.
             let mut touched = Vec::new();
-            conn.send_close(CloseKind::Local, Some(1001), "", &mut touched);
+            let (code, reason) = endpoint.parting();
+            conn.send_close(CloseKind::Local, Some(code), reason, &mut touched);
             touched.iter().for_each(Self::flush_touched);
         }
         Self::wake_by_ref(&conn);

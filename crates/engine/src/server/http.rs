@@ -67,6 +67,9 @@ pub(super) async fn answer(mut request: Request<Incoming>, client: &Client, in_f
     if let Some(exchange) = &exchange {
         exchange.dress(&mut response);
     }
+    if client.shared.endpoint.is_draining() && !http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response = closing(response);
+    }
     if bare {
         if let Some(length) = response.body().size_hint().exact() {
             response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
@@ -130,7 +133,7 @@ async fn with_content(
         }
     };
     match target {
-        Target::Health(max_tick_age) => health(endpoint, max_tick_age),
+        Target::Health(probe) => health(endpoint, probe),
         Target::Inside(inside) => inside.answer(&request, client),
         Target::Program(route) => by_program(request, client, activity, route, params).await,
         Target::Files(files, depth) => files::answer(files, depth, request, endpoint, io).await,

@@ -2,13 +2,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | this one | listeners, limits on connections |
+//! | this one | accepting, limits on connections |
+//! | `listen` | listening sockets, made or taken over |
 //! | `serve` | one connection for as long as it speaks HTTP, by hyper, over TCP or TLS |
 //! | `activity` | what a connection is doing meanwhile |
 //! | `http` | one request: routes, the program's answer |
 //! | `clear` | which requests are refused because they are ambiguous |
 //! | `around` | what is done around every answer, where the program has asked for it, by `cors`, `compress`, `access` |
-//! | `health` | the answer to a load balancer's question |
+//! | `health` | the answers to a load balancer's questions |
 //! | `inside` | what the server shows of itself |
 //! | `counted` | the bytes of a connection that speaks HTTP |
 //! | `content` | a request's body |
@@ -25,9 +26,10 @@ mod content;
 pub mod cors;
 mod counted;
 pub(crate) mod form;
-mod health;
+pub mod health;
 pub(crate) mod http;
 pub mod inside;
+mod listen;
 mod serve;
 mod upgrade;
 
@@ -37,49 +39,29 @@ use crate::router::Router;
 use crate::runtime::IoThread;
 use crate::task::guarded;
 use around::{Around, Current};
+use health::Probe;
 use inside::Inside;
+pub use listen::{Listen, ListenError, Place};
 use parking_lot::RwLock;
 use serve::serve;
+pub use socket2::Socket;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
 
-/// Connections that the kernel completes before we accept them.
-const BACKLOG: i32 = 4096;
 /// After an accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Where a server listens.
-#[derive(Clone, Debug)]
-pub struct Listen {
-    /// Name or address.
-    pub host: String,
-    /// Port for http and ws; 0 lets the system choose one.
-    pub port: u16,
-    /// Port for https and wss, if any, with the certificate.
-    pub tls: Option<(u16, Arc<ServerConfig>)>,
-}
-
-/// An address that cannot be listened on.
-#[derive(Debug)]
-pub struct ListenError {
-    /// The port.
-    pub port: u16,
-    /// Why.
-    pub error: io::Error,
-}
 
 /// Who answers the requests of a route.
 #[derive(Clone, Debug)]
 pub enum Target {
     /// A handler of the program, by its number.
     Program(usize),
-    /// The state of the server, natively; stalled when the last tick is older than this.
-    Health(Option<Duration>),
+    /// The state of the server, natively.
+    Health(Probe),
     /// What the server shows of itself, natively.
     Inside(Arc<Inside>),
     /// The files of a tree, without a tick; mounted at a prefix of so many segments.
@@ -111,11 +93,11 @@ impl Server {
     pub fn start(endpoint: Arc<Endpoint>, router: Routes, around: Around, listen: Listen) -> Result<Self, ListenError> {
         let routes = Arc::new(RwLock::new(Arc::new(router)));
         let around = Arc::new(Current::new(around));
-        let (listeners, addresses) = bind(&listen.host, listen.port)?;
+        let (listeners, addresses) = listen::open(&listen.place)?;
         let mut all: Vec<_> = listeners.into_iter().map(|listener| (listener, None)).collect();
         let mut tls_addresses = Vec::new();
-        if let Some((port, config)) = listen.tls {
-            let (listeners, bound) = bind(&listen.host, port)?;
+        if let Some((place, config)) = listen.tls {
+            let (listeners, bound) = listen::open(&place)?;
             tls_addresses = bound;
             let acceptor = TlsAcceptor::from(config);
             all.extend(listeners.into_iter().map(|listener| (listener, Some(acceptor.clone()))));
@@ -124,7 +106,8 @@ impl Server {
         for (listener, tls) in all {
             let listener = {
                 let _context = first.handle.enter();
-                TcpListener::from_std(listener).map_err(|error| ListenError { port: listen.port, error })?
+                TcpListener::from_std(listener)
+                    .map_err(|error| ListenError { place: listen.place.to_string(), error })?
             };
             let (routes, around) = (Arc::clone(&routes), Arc::clone(&around));
             let shared = Shared { endpoint: Arc::clone(&endpoint), routes, around, tls };
@@ -153,56 +136,6 @@ struct Shared {
     tls: Option<TlsAcceptor>,
 }
 
-fn bind(host: &str, port: u16) -> Result<(Vec<StdListener>, Vec<SocketAddr>), ListenError> {
-    let failed = |error| ListenError { port, error };
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    let mut listeners = Vec::new();
-    for mut address in resolve(host, port).map_err(failed)? {
-        if port == 0
-            && let Some(first) = addresses.first()
-        {
-            // One port for all addresses of a name.
-            address.set_port(first.port());
-        }
-        let listener = listen(address).map_err(failed)?;
-        addresses.push(listener.local_addr().map_err(failed)?);
-        listeners.push(listener);
-    }
-    Ok((listeners, addresses))
-}
-
-fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let mut found: Vec<SocketAddr> = Vec::new();
-    for address in (host, port).to_socket_addrs()? {
-        if !found.contains(&address) {
-            found.push(address);
-        }
-    }
-    if found.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
-    }
-    Ok(found)
-}
-
-fn listen(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM,
-        Some(socket2::Protocol::TCP),
-    )?;
-    // On Unix: a restarted server may bind while old connections are in TIME_WAIT. On Windows the same option would
-    // let two servers share the port.
-    #[cfg(unix)]
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
 async fn accept(listener: TcpListener, shared: Shared) {
     let endpoint = Arc::clone(&shared.endpoint);
     let first = Arc::clone(&endpoint.runtime.threads[0]);
@@ -214,7 +147,7 @@ async fn accept(listener: TcpListener, shared: Shared) {
                 endpoint.inbox.has_room().await;
                 listener.accept().await
             } => accepted,
-            _ = phase.wait_for(|p| *p != Phase::Running) => return,
+            _ = phase.wait_for(|p| *p >= Phase::Deaf) => return,
         };
         let (stream, remote) = match accepted {
             Ok(accepted) => accepted,

@@ -87,7 +87,7 @@ pub(super) async fn serve(stream: TcpStream, remote: SocketAddr, io: Arc<IoThrea
             Ok(None) | Err(_) => return,
         },
         // Nothing was asked yet (a browser's spare connection): nothing is lost.
-        _ = phase.wait_for(|p| *p != Phase::Running) => return,
+        _ = phase.wait_for(|p| *p >= Phase::Stopping) => return,
     };
     let http2 = transport.speaks_http2();
     let activity = Arc::new(Activity::default());
@@ -181,18 +181,23 @@ async fn drive<C: Future>(
     shut_down: impl Fn(Pin<&mut C>),
 ) -> Option<C::Output> {
     let mut connection = std::pin::pin!(connection);
-    let mut stopping = false;
+    let http2 = idle.is_some();
+    let mut heard = Phase::Running;
     let mut watch = idle.map(|idle| Watch::new(activity, idle));
     loop {
         tokio::select! {
             // A client's fault ends its connection and is nobody else's business; hyper has answered 400 or 431.
             ended = connection.as_mut() => return Some(ended),
-            changed = phase.wait_for(|p| *p == Phase::Aborting || (!stopping && *p == Phase::Stopping)) => {
-                match changed.map(|p| *p) {
+            changed = phase.wait_for(|p| *p > heard && (http2 || *p >= Phase::Stopping)) => {
+                let changed = changed.map(|p| *p);
+                heard = changed.as_ref().copied().unwrap_or(Phase::Aborting);
+                match changed {
+                    Ok(Phase::Running) => {}
+                    // GOAWAY; what has begun goes on, streams too.
+                    Ok(Phase::Leaving | Phase::Deaf) => shut_down(connection.as_mut()),
                     // Nothing was asked on it: hyper would wait for the first request. Or all is said, and it lingers.
                     Ok(Phase::Stopping) if activity.begun() == 0 || activity.lingers() => return None,
                     Ok(Phase::Stopping) => {
-                        stopping = true;
                         shut_down(connection.as_mut());
                         if let Some(watch) = &mut watch {
                             watch.stop();

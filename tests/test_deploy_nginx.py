@@ -1,4 +1,4 @@
-"""The guide "Behind nginx": its configuration and its program, as they stand there but for ports and files."""
+"""The page "Behind nginx": its configuration and its program, as they stand there but for ports and files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support_tls import make_certificates
 
 pytestmark = [needs_nginx, pytest.mark.usefixtures("no_proxy")]
 
-GUIDE = (Path(__file__).parent.parent / "docs/guides/behind-nginx.md").read_text(encoding="utf-8")
+GUIDE = (Path(__file__).parent.parent / "docs/deploy/nginx.md").read_text(encoding="utf-8")
 NAME = "example.com"
 CLIENT = "127.0.0.5"  # not the address of the proxy
 
@@ -67,7 +67,7 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
     settings = re.search(r"\.run\(9090, (trusted_proxies=.*)\)$", program, re.MULTILINE)
     assert settings is not None
     names: dict[str, Any] = {"__name__": "guide"}
-    exec(compile(program, "behind-nginx.md", "exec"), names)
+    exec(compile(program, "nginx.md", "exec"), names)
     server = names["Application"]()
     with socket.create_server((HOST, 0)) as free:
         port: int = free.getsockname()[1]
