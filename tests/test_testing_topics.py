@@ -93,6 +93,26 @@ def test_subscribe_publish_unsubscribe(net: Net) -> None:
     assert not first.subscribe("a")
 
 
+def test_a_publish_with_a_key_takes_the_place_of_its_topics_last(net: Net) -> None:
+    server = net.serve(Rooms())
+    client, channel = opened(net, server)
+    channel.subscribe("#")
+    settled(net, server, client)
+    channel.send("held ", fin=False)  # until its end nothing else leaves
+    for number in range(3):
+        server.publish("a", f"a{number}", key="k")
+        server.publish("b", f"b{number}", key="k")
+        server.publish("a", f"A{number}", key=b"k")
+        server.publish("a", f"plain{number}")
+    channel.send("back")
+    settled(net, server, client)
+    others = ["plain0", "plain1", "plain2"]
+    assert client.received == ["settled", "held back", "a2", "b2", "A2", *others, "settled"]
+    assert channel.replaced == 6
+    with pytest.raises(TypeError, match="a key is str or bytes, not int"):
+        server.publish("a", "", key=1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("topic", ["", "a\n", "\x80", "x" * 9, "\u00e9" * 5, "a+", "#/a", "a/#b", "a/b+"])
 def test_what_will_not_do_raises_alike(net: Net, topic: str) -> None:
     server = net.serve(Rooms(), max_topic_length=8)
