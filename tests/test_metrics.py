@@ -33,6 +33,7 @@ METRICS = {
     "pyhv_message_sent_bytes": ("counter", None),
     "pyhv_messages_dropped": ("counter", None),
     "pyhv_messages_skipped": ("counter", None),
+    "pyhv_messages_replaced": ("counter", None),
     "pyhv_socket_read_bytes": ("counter", "protocol"),
     "pyhv_socket_written_bytes": ("counter", "protocol"),
     "pyhv_pings_sent": ("counter", None),
