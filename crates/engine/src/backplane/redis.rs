@@ -1,0 +1,1 @@
+//! Redis: pub/sub for topics without history, one stream for those with.
