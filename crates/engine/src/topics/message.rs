@@ -45,6 +45,8 @@ pub struct Message {
     pub topic: Arc<str>,
     /// Where it stands.
     pub position: Position,
+    /// False: it has no place of its own, and this is the newest there was.
+    pub placed: bool,
     /// Text or binary.
     pub opcode: Opcode,
     /// Text is valid UTF-8.
@@ -71,7 +73,13 @@ impl Message {
     /// `frame`: of [`frame`].
     pub(crate) fn new(topic: &str, position: Position, opcode: Opcode, frame: (Bytes, usize)) -> Self {
         let (plain, header) = frame;
-        Self { topic: topic.into(), position, opcode, payload: plain.slice(header..), plain }
+        Self { topic: topic.into(), position, placed: true, opcode, payload: plain.slice(header..), plain }
+    }
+
+    /// The same without a place of its own, behind `position`.
+    pub(crate) fn behind(&self, position: Position) -> Self {
+        let (topic, payload, plain) = (Arc::clone(&self.topic), self.payload.clone(), self.plain.clone());
+        Self { topic, position, placed: false, opcode: self.opcode, payload, plain }
     }
 
     /// What it costs to keep it.
