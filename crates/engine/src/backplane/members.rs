@@ -267,9 +267,10 @@ mod tests {
     fn casts_come_once() {
         let mut pair = Pair::new();
         let mut new = |node, number| pair.others.is_new(node, number, pair.now);
-        assert_eq!([new(1, 1), new(1, 1), new(1, 3), new(2, 9), new(3, 2), new(0, 0), new(0, 0)], [
-            true, false, true, false, true, true, true
-        ]);
+        assert_eq!(
+            [new(1, 1), new(1, 1), new(1, 3), new(2, 9), new(3, 2), new(0, 0), new(0, 0)],
+            [true, false, true, false, true, true, true]
+        );
     }
 
     #[test]

@@ -159,8 +159,7 @@ impl Redis {
         // The common part has the time limits.
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let socket = self.socket().await?;
-        let (commands, driver) =
-            MultiplexedConnection::new_with_config(&self.identity(), socket, config).await?;
+        let (commands, driver) = MultiplexedConnection::new_with_config(&self.identity(), socket, config).await?;
         Ok((commands, Helper(tokio::spawn(driver))))
     }
 }
@@ -187,7 +186,8 @@ impl Engine for Redis {
         subscriptions.subscribe(&control).await?;
         let (reading, reading_driver) = self.commands().await?;
         let (sender, history) = mpsc::channel(READ_AT_ONCE);
-        let reader = Reader { commands: reading, stream: stream_key, behind, head, wait: self.config.timeout / 4, sender };
+        let reader =
+            Reader { commands: reading, stream: stream_key, behind, head, wait: self.config.timeout / 4, sender };
         let timeout = self.config.timeout;
         let reader = Helper(tokio::spawn(async move {
             let _driver = reading_driver;
@@ -195,7 +195,8 @@ impl Engine for Redis {
         }));
         let sent = format!("{prefix}:sent:{:016x}", self.node);
         let history_size = self.config.history;
-        let outlet = RedisOutlet { commands, _driver: driver, subscriptions, prefix, script, sent, history: history_size };
+        let outlet =
+            RedisOutlet { commands, _driver: driver, subscriptions, prefix, script, sent, history: history_size };
         let inlet = RedisInlet { messages, control, history, _reader: reader };
         Ok(Opened { outlet, inlet, head })
     }
@@ -294,7 +295,8 @@ fn channel(prefix: &str, filter: &str) -> (String, bool) {
         return (format!("{prefix}:t:{filter}"), false);
     }
     // "a/#" means "a" too, and a slash is nothing special to Redis.
-    let levels: Vec<_> = filter.split('/').map(|level| if level == "+" { "*".to_owned() } else { escaped(level) }).collect();
+    let levels: Vec<_> =
+        filter.split('/').map(|level| if level == "+" { "*".to_owned() } else { escaped(level) }).collect();
     let pattern = levels.join("/");
     let pattern = match pattern.strip_suffix('#') {
         Some(start) => format!("{}*", start.strip_suffix('/').unwrap_or(start)),

@@ -109,7 +109,9 @@ impl<E: Engine> Task<E> {
         let opened = match tokio::time::timeout(timeout, self.engine.connect(behind)).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(failure)) => return End::Lost(failure),
-            Err(_) => return End::Lost(Failure::new("connecting", format!("no answer in {} s", timeout.as_secs_f64()))),
+            Err(_) => {
+                return End::Lost(Failure::new("connecting", format!("no answer in {} s", timeout.as_secs_f64())));
+            }
         };
         self.shared.tell(super::queue::Queue::linked);
         let heard = Mutex::new(Instant::now());

@@ -100,8 +100,9 @@ impl Message {
             Some(text) => ("text", json(text)),
             None => ("base64", format!("\"{}\"", BASE64.encode(&self.payload))),
         };
-        let (topic, position) = (json(&self.topic), self.position);
-        format!(r#"{{"pyhv":"message","topic":{topic},"position":"{position}","{name}":{value}}}"#)
+        let topic = json(&self.topic);
+        let position = if self.placed { format!(r#""position":"{}","#, self.position) } else { String::new() };
+        format!(r#"{{"pyhv":"message","topic":{topic},{position}"{name}":{value}}}"#)
     }
 
     /// For an event stream (WHATWG HTML section 9.2.5). `named`: the type of the event is the topic.
@@ -201,6 +202,7 @@ mod tests {
             text.envelope(),
             r#"{"pyhv":"message","topic":"ré/7","position":"00000000000000ab-12","text":"a\"\r\nb"}"#
         );
+        assert_eq!(text.behind(text.position).envelope(), r#"{"pyhv":"message","topic":"ré/7","text":"a\"\r\nb"}"#);
         assert_eq!(text.event(false), "id: 00000000000000ab-12\ndata: a\"\ndata: b\n\n");
         assert_eq!(text.event(true), "id: 00000000000000ab-12\nevent: ré/7\ndata: a\"\ndata: b\n\n");
         let binary = message(Opcode::Binary, &[0, 255, 10]);
