@@ -1,6 +1,7 @@
 //! `Server`: the native base of `HvWebServer`.
 
 use crate::around;
+use crate::backplane;
 use crate::channel::WebSocketChannel;
 use crate::convert;
 use crate::handler::{Handler, Handlers};
@@ -12,6 +13,7 @@ use crate::ticker::{
 };
 use crate::topics;
 use parking_lot::Mutex;
+use pyhv_engine::backplane::Joined;
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::{Endpoint, Side};
 use pyhv_engine::files::{Files, Options};
@@ -44,6 +46,8 @@ pub(crate) struct Server {
     pub(crate) handlers: Handlers,
     /// What topics keep.
     kept: topics::Kept,
+    /// What joins this run to other processes. Guards it while it is looked up or replaced.
+    joined: Mutex<Option<Joined>>,
     /// What `start(latest=...)` was given.
     latest: Mutex<Option<Py<PyAny>>>,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
@@ -145,6 +149,12 @@ impl Server {
                 Err(error) => callback_failed(slf, "the access log", error),
                 Ok(()) => Ok(()),
             },
+            Event::Backplane(state) => {
+                if let Err(error) = slf.call_method1(intern!(py, "on_backplane"), (state,)) {
+                    callback_failed(slf, "on_backplane", error)?;
+                }
+                Ok(())
+            }
             Event::Log(text) => ticker::log(slf, &text),
             Event::Fault(text) => Err(fault(&text)),
             Event::ConnectFailed(_) | Event::Http(_) | Event::Taken => Ok(()),
@@ -196,6 +206,7 @@ impl Server {
             around: Mutex::default(),
             handlers: Handlers::default(),
             kept: topics::Kept::default(),
+            joined: Mutex::new(None),
             latest: Mutex::new(None),
             channels: Mutex::new(Vec::new()),
             wake: Mutex::new(None),
@@ -215,7 +226,8 @@ impl Server {
         drop(before);
     }
 
-    /// Listens. tls: port, certificate file and key file.
+    /// Listens. tls: port, certificate file and key file. joins: what `backplane=` and its settings are.
+    #[pyo3(signature = (host, port, tls, options, joins))]
     fn _start(
         &self,
         py: Python<'_>,
@@ -223,6 +235,7 @@ impl Server {
         port: i64,
         tls: Option<(i64, PathBuf, PathBuf)>,
         options: &Bound<'_, PyDict>,
+        joins: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
         let number = port_number("port", port)?;
         if let Some(server) = self.running() {
@@ -231,6 +244,7 @@ impl Server {
             return Err(PyRuntimeError::new_err(format!("the server runs already, on {address}: stop() it first")));
         }
         let settings = convert::settings(options)?;
+        let joins = backplane::config(joins)?;
         let wake = self.wake.lock().clone();
         let router = self.router.lock().clone();
         let around = self.around.lock().clone();
@@ -249,6 +263,7 @@ impl Server {
             engine::Server::start(endpoint, router, around, listen).map_err(|e| convert::listen_error(&host, &e))
         })?;
         server.endpoint.topics.set_rules(self.kept.rules());
+        *self.joined.lock() = joins.map(|config| Joined::start(&server.endpoint, config));
         self.stopping.take_request();
         self.started_once.store(true, Ordering::Relaxed);
         *self.run.lock() = Some(Arc::new(server));
@@ -472,8 +487,9 @@ impl Server {
     /// Sends a message to every subscriber of a topic.
     ///
     /// topic: its name, without wildcards. msg: str is sent as a text message, bytes-like as a binary one. exclude: a channel
-    /// that does not get it. Returns the message's position, which says where to resume (`channel.subscribe`); None while the
-    /// server does not run. Raises ValueError for a name that will not do, TypeError for another type of message.
+    /// that does not get it. Returns the message's position, which says where to resume (`channel.subscribe`). With a backplane
+    /// that is "" for a topic that keeps messages: the engine gives it a place later. None: it was not published, because the
+    /// server does not run, or `backplane_overflow="refuse"` has refused it. Raises ValueError for a name that will not do, TypeError for another type of message.
     ///
     /// The message is encoded once and fanned out by the native thread: the cost to the caller does not depend on the
     /// number of subscribers. Any thread; never blocks. Channels get it in the order of all that is sent to them.
@@ -495,6 +511,20 @@ impl Server {
     /// How many there are. Any thread.
     fn subscriber_count(&self, topic: &str) -> usize {
         self.running().map_or(0, |server| server.endpoint.topics.count(topic))
+    }
+
+    /// How it stands with the engine of `start(backplane=...)`: "connecting" at first, "connected" when this process hears and
+    /// is heard, "lost" while the engine is away; None without one, and while the server does not run. Any thread; never blocks.
+    #[getter]
+    fn backplane_state(&self) -> Option<&'static str> {
+        self.running()?;
+        self.joined.lock().as_ref().map(|joined| joined.state().name())
+    }
+
+    /// How many publishes of this run found `backplane_buffer` full: thrown away, or refused. Any thread; never blocks.
+    #[getter]
+    fn backplane_dropped(&self) -> u64 {
+        self.joined.lock().as_ref().map_or(0, Joined::dropped)
     }
 
     /// The members of a topic as JSON, in the order in which they came.

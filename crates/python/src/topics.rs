@@ -135,7 +135,7 @@ pub(crate) fn publish(
         // A channel of another server or of an earlier run has a number that means somebody else here.
         let excluded = excluded.filter(|conn| Arc::ptr_eq(conn.endpoint(), endpoint));
         let position = endpoint.publish(topic, opcode, payload, excluded.map(|conn| Who::Channel(conn.channel())));
-        Ok(position.map(|position| position.to_string()))
+        Ok(position.map(|position| position.map(|position| position.to_string()).unwrap_or_default()))
     })
 }
 

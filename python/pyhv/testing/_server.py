@@ -54,8 +54,12 @@ class ServerCore:
         """Whether it may be ticked."""
         return self._started_once
 
-    def start(self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any]) -> None:
+    def start(
+        self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any], joins: dict[str, Any]
+    ) -> None:
         self.network.check_thread()
+        if joins["url"] is not None:
+            raise ValueError("backplane=: a World has no other processes; topics are those of one server there")
         check_server(host, port, options)
         if self._run is not None:
             raise RuntimeError(f"the server runs already, on {host}:{self._run.port}: stop() it first")
@@ -408,6 +412,16 @@ class MemoryServer(_native.Server):
         """As `HvWebServer.broadcast`."""
         self._pyhv_core.broadcast(msg, exclude)
 
+    @property
+    def backplane_state(self) -> None:
+        """As `HvWebServer.backplane_state`: there is none in the World."""
+        return None
+
+    @property
+    def backplane_dropped(self) -> int:
+        """As `HvWebServer.backplane_dropped`."""
+        return 0
+
     def publish(self, topic: str, msg: Any, exclude: WebSocketChannel | None = None) -> str | None:
         """As `HvWebServer.publish`."""
         return self._pyhv_core.publish(topic, msg, exclude)
@@ -459,5 +473,7 @@ class MemoryServer(_native.Server):
     def _set_latest(self, function: Callable[[Any, Any], Any] | None) -> None:
         self._pyhv_core.set_latest(function)
 
-    def _start(self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any]) -> None:
-        self._pyhv_core.start(host, port, tls, options)
+    def _start(
+        self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any], joins: dict[str, Any]
+    ) -> None:
+        self._pyhv_core.start(host, port, tls, options, joins)

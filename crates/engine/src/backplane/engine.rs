@@ -120,6 +120,8 @@ pub(crate) enum Arrival {
     },
     /// Between the last message of the history and the next one some are missing.
     Gap,
+    /// All of the history up to [`Opened::head`] has been handed over, if there was any. Once for each link.
+    Level,
 }
 
 /// The receiving half of a link.

@@ -45,6 +45,7 @@ pub use history::{Keep, Rules};
 use index::Index;
 use indexmap::IndexMap;
 pub use message::{Message, Position};
+use name::is_pattern;
 pub use name::{NameError, check_filter, check_name, matches};
 use parking_lot::Mutex;
 use presence::Presence;
@@ -142,8 +143,10 @@ pub(crate) struct Entrance {
     filters: Vec<Arc<str>>,
     /// What it missed.
     missed: Vec<Arc<Message>>,
-    /// What it is told before that.
-    begin: Begin,
+    /// What it is told before that; `None`: nothing yet.
+    begin: Option<Begin>,
+    /// It has had what comes up to there.
+    ahead: Option<Position>,
     /// Filters whose subscription is confirmed to a client that asked.
     confirm: Vec<Arc<str>>,
 }
@@ -160,14 +163,38 @@ struct Board {
     history: History,
     presence: Presence,
     backplane: Arc<dyn Backplane>,
+    /// Positions are those of many nodes.
+    joined: bool,
+    /// Subscriptions that wait until this node knows what they have missed; `None`: it does.
+    waiting: Option<Vec<Waiting>>,
 }
+
+/// A subscription that has begun to get messages, but not yet what it missed.
+#[derive(Debug)]
+struct Waiting {
+    subscriber: Subscriber,
+    filters: Vec<Arc<str>>,
+    after: After,
+    confirm: Vec<Arc<str>>,
+}
+
+/// The subscribers of one I/O thread.
+#[derive(Debug, Default)]
+struct Shard {
+    index: Index<Subscriber>,
+    /// Who has had the messages of some filters up to a position that this node has not come to. Nearly always empty.
+    ahead: Ahead,
+}
+
+/// Up to where a subscriber has had what some filters mean.
+type Ahead = HashMap<Who, Vec<(Arc<str>, Position)>>;
 
 /// The topics of one endpoint; see the module.
 pub struct Topics {
     /// Guards what the program sees; held for one call, never while the program's code runs.
     board: Mutex<Board>,
     /// The subscribers of each I/O thread, which alone locks it while the endpoint lives.
-    shards: Box<[Mutex<Index<Subscriber>>]>,
+    shards: Box<[Mutex<Shard>]>,
     /// Whether clients may ask for topics.
     pub spoken: bool,
 }
@@ -189,6 +216,8 @@ impl Topics {
                 history: History::new(settings.max_topics, settings.max_history_bytes),
                 presence: Presence::default(),
                 backplane: Arc::new(Alone),
+                joined: false,
+                waiting: None,
             }),
             shards: (0..threads).map(|_| Mutex::default()).collect(),
             spoken: settings.subprotocols.iter().any(|name| name == SUBPROTOCOL),
@@ -201,6 +230,8 @@ impl Topics {
             let index = std::mem::take(&mut *shard.lock());
             drop(index);
         }
+        let waiting = self.board.lock().waiting.as_mut().map(std::mem::take);
+        drop(waiting);
     }
 
     /// Whether a channel speaks the convention of docs/topics.md.
@@ -255,11 +286,28 @@ impl Board {
         Position { epoch: self.epoch, seq: self.seq }
     }
 
+    /// Goes over to the epoch of a message that comes next; true: it is another one.
+    fn enter(&mut self, position: Position) -> bool {
+        let new = position.epoch != self.epoch;
+        if new {
+            // What is kept has positions of a sequence that has ended.
+            self.epoch = position.epoch;
+            self.seq = position.seq.saturating_sub(1);
+            self.history.clear(self.seq);
+        }
+        new
+    }
+
     /// What a subscription to `filters` begins with.
     fn begin(&mut self, filters: &[&str], after: After) -> (Begin, Vec<Arc<Message>>) {
         let newest = self.position();
         let (seq, known) = match after {
             After::Now => return (Begin { position: newest, complete: true }, Vec::new()),
+            // Another node was ahead of this one.
+            After::Position(Some(position)) if self.is_ahead(position) => {
+                let complete = filters.iter().all(|filter| is_pattern(filter) || self.history.keeps(filter));
+                return (Begin { position, complete }, Vec::new());
+            }
             After::Oldest => (0, false),
             // Of another run, or never given out: whatever is kept the subscriber has not seen.
             After::Position(Some(position)) if position.epoch == self.epoch && position.seq <= self.seq => {
@@ -267,7 +315,9 @@ impl Board {
             }
             After::Position(_) => (0, false),
         };
-        let Missed { messages, complete } = self.history.since(filters, seq, newest.seq, Instant::now());
+        // With others, messages of topics that keep none are not counted: there is always one that may have been missed.
+        let uncounted = if self.joined { u64::MAX } else { newest.seq };
+        let Missed { messages, complete } = self.history.since(filters, seq, uncounted, Instant::now());
         let complete = after == After::Oldest || (known && complete);
         let from = match messages.first() {
             _ if known && complete => seq,
@@ -275,6 +325,10 @@ impl Board {
             None => newest.seq,
         };
         (Begin { position: Position { seq: from, ..newest }, complete }, messages)
+    }
+
+    fn is_ahead(&self, position: Position) -> bool {
+        self.joined && position.epoch == self.epoch && position.seq > self.seq
     }
 
     fn joined(&mut self, endpoint: &Arc<Endpoint>, topic: &Arc<str>, member: &Arc<str>) {
@@ -307,9 +361,11 @@ impl Board {
         }
     }
 
-    /// A message that has its position: kept, and sent to whom it is for.
+    /// A message that has its position: kept if that is its own, and sent to whom it is for.
     fn deliver(&mut self, endpoint: &Arc<Endpoint>, message: Arc<Message>, exclude: Option<Who>) {
-        self.history.note(&message, Instant::now());
+        if message.placed {
+            self.history.note(&message, Instant::now());
+        }
         if !self.subscribers.has(&message.topic) {
             return;
         }
@@ -362,11 +418,14 @@ impl Endpoint {
         if !new.is_empty() && there.map_or(0, IndexMap::len) + new.len() > limit {
             return Err(Refusal::TooMany(limit));
         }
-        let (mut begin, mut missed) = if new.is_empty() {
+        // Until this node knows what it keeps, only what is new is sure.
+        let waits = board.waiting.is_some() && after != After::Now && !new.is_empty();
+        let (mut begin, mut missed) = if new.is_empty() || waits {
             (Begin { position: board.position(), complete: true }, Vec::new())
         } else {
             board.begin(&new, after)
         };
+        let ahead = (!new.is_empty() && !waits && board.is_ahead(begin.position)).then_some(begin.position);
         if let Subscriber::Stream { .. } = subscriber {
             self.shorten(&mut begin, &mut missed);
         }
@@ -395,11 +454,17 @@ impl Endpoint {
                 }
             }
         }
-        let confirm: Vec<Arc<str>> = if confirm { filters.iter().map(|&f| Arc::from(f)).collect() } else { Vec::new() };
+        let mut confirm: Vec<Arc<str>> =
+            if confirm { filters.iter().map(|&f| Arc::from(f)).collect() } else { Vec::new() };
+        if let Some(waiting) = board.waiting.as_mut().filter(|_| waits) {
+            let (subscriber, filters) = (subscriber.clone(), entrance.clone());
+            waiting.push(Waiting { subscriber, filters, after, confirm: std::mem::take(&mut confirm) });
+        }
         if !entrance.is_empty() || !confirm.is_empty() {
             let io = Arc::clone(subscriber.io());
             let endpoint = Arc::clone(self);
-            let entrance = Entrance { endpoint, subscriber, filters: entrance, missed, begin, confirm };
+            let begin = (!waits).then_some(begin);
+            let entrance = Entrance { endpoint, subscriber, filters: entrance, missed, begin, ahead, confirm };
             DownQueue::push(&io, Command::Subscribe(Box::new(entrance)));
         }
         Ok(begin)
@@ -431,6 +496,9 @@ impl Endpoint {
             board.subscriptions.remove(&who);
         }
         board.remove(self, who, &filter, member.as_ref());
+        for waiting in board.waiting.iter_mut().flatten().filter(|waiting| waiting.subscriber.who() == who) {
+            waiting.filters.retain(|other| *other != filter);
+        }
         let command = Command::Unsubscribe { endpoint: Arc::clone(self), who, filters: vec![filter] };
         DownQueue::push(subscriber.io(), command);
         true
@@ -440,6 +508,10 @@ impl Endpoint {
     fn leave(self: &Arc<Self>, who: Who, io: &Arc<IoThread>) {
         let board = &mut *self.topics.board.lock();
         let Some(mine) = board.subscriptions.remove(&who) else { return };
+        board.backplane.gone(who);
+        if let Some(waiting) = &mut board.waiting {
+            waiting.retain(|other| other.subscriber.who() != who);
+        }
         for (filter, member) in &mine {
             board.remove(self, who, filter, member.as_ref());
         }
@@ -452,32 +524,106 @@ impl Endpoint {
         self.leave(subscriber.who(), subscriber.io());
     }
 
-    /// Publishes a message to a topic, whose name is well formed. Text is valid UTF-8. Returns its position on this node; `None`:
-    /// the backplane gives it one.
+    /// Publishes a message to a topic, whose name is well formed. Text is valid UTF-8. Returns its position on this node;
+    /// `Some(None)`: the backplane gives it one; `None`: it was refused.
     pub fn publish(
         self: &Arc<Self>,
         topic: &str,
         opcode: Opcode,
         payload: &[u8],
         exclude: Option<Who>,
-    ) -> Option<Position> {
+    ) -> Option<Option<Position>> {
         let frame = message::frame(opcode, payload);
         let board = &mut *self.topics.board.lock();
         let position = Position { seq: board.seq + 1, ..board.position() };
         let message = Arc::new(Message::new(topic, position, opcode, frame));
-        if board.backplane.publish(&message, exclude) == Route::Back {
-            return None;
-        }
+        let kept = board.history.keeps(topic);
+        let (position, message) = match board.backplane.publish(&message, kept, exclude) {
+            Route::Refused => return None,
+            Route::Back => return Some(None),
+            Route::Pass => (board.position(), Arc::new(message.behind(board.position()))),
+            Route::Here => (position, message),
+        };
         board.seq = position.seq;
         board.deliver(self, message, exclude);
-        Some(position)
+        Some(Some(position))
     }
 
     // What a backplane calls; see its module for the rules.
 
-    /// Joins this process to others.
-    pub fn join(&self, backplane: Arc<dyn Backplane>) {
-        self.topics.board.lock().backplane = backplane;
+    /// Joins this process to others. `together`: positions are those of all nodes; what is kept is not known before
+    /// [`level`](Self::level).
+    pub fn join(&self, backplane: Arc<dyn Backplane>, together: bool) {
+        let board = &mut *self.topics.board.lock();
+        board.backplane = backplane;
+        board.joined = together;
+        board.waiting = together.then(Vec::new);
+    }
+
+    /// A message of before this node joined: kept, and sent to nobody.
+    pub fn refill(&self, topic: &str, opcode: Opcode, payload: &Bytes, position: Position) {
+        let frame = message::frame(opcode, payload);
+        let board = &mut *self.topics.board.lock();
+        board.enter(position);
+        if position.seq > board.seq {
+            board.seq = position.seq;
+            let message = Message::new(topic, position, opcode, frame);
+            board.history.note(&Arc::new(message), Instant::now());
+        }
+    }
+
+    /// All messages up to `head` have been handed over: whoever waits gets what it has missed.
+    pub fn level(self: &Arc<Self>, head: Position) {
+        let board = &mut *self.topics.board.lock();
+        board.enter(Position { seq: head.seq + 1, ..head });
+        board.seq = board.seq.max(head.seq);
+        for Waiting { subscriber, mut filters, after, confirm } in board.waiting.take().into_iter().flatten() {
+            let mine = board.subscriptions.get(&subscriber.who());
+            filters.retain(|filter| mine.is_some_and(|mine| mine.contains_key(filter)));
+            if filters.is_empty() {
+                continue;
+            }
+            let names: Vec<&str> = filters.iter().map(|filter| &**filter).collect();
+            let (mut begin, mut missed) = board.begin(&names, after);
+            let ahead = board.is_ahead(begin.position).then_some(begin.position);
+            if let Subscriber::Stream { .. } = subscriber {
+                self.shorten(&mut begin, &mut missed);
+            }
+            let io = Arc::clone(subscriber.io());
+            let (endpoint, begin) = (Arc::clone(self), Some(begin));
+            let entrance = Entrance { endpoint, subscriber, filters, missed, begin, ahead, confirm };
+            DownQueue::push(&io, Command::Subscribe(Box::new(entrance)));
+        }
+    }
+
+    /// Whether this node has joined others and was never level with them.
+    pub(crate) fn is_waiting_for_level(&self) -> bool {
+        self.topics.board.lock().waiting.is_some()
+    }
+
+    /// Messages are lost that this node should have handed on: subscribers that can be told are.
+    pub fn gap(self: &Arc<Self>) {
+        let board = &mut *self.topics.board.lock();
+        let position = board.position();
+        let history = &board.history;
+        let of = |filters: &IndexMap<Arc<str>, _>| -> Vec<Arc<str>> {
+            filters.keys().filter(|filter| is_pattern(filter) || history.keeps(filter)).cloned().collect()
+        };
+        let told: Vec<_> = board.subscriptions.iter().map(|(who, filters)| (*who, of(filters))).collect();
+        let told: Arc<[_]> = told.into();
+        for io in &self.runtime.threads {
+            let (endpoint, told) = (Arc::clone(self), Arc::clone(&told));
+            DownQueue::push(io, Command::Gap { endpoint, position, told });
+        }
+    }
+
+    /// A message has come from another node that has no place among the positions.
+    pub fn passed(self: &Arc<Self>, topic: &str, opcode: Opcode, payload: &Bytes) {
+        let frame = message::frame(opcode, payload);
+        let board = &mut *self.topics.board.lock();
+        let position = board.position();
+        let message = Message::new(topic, position, opcode, frame).behind(position);
+        board.deliver(self, Arc::new(message), None);
     }
 
     /// A message has come from another node, or back to this one. `position`: what all nodes agree on; `None`: the next of
@@ -493,11 +639,7 @@ impl Endpoint {
         let frame = message::frame(opcode, payload);
         let board = &mut *self.topics.board.lock();
         let position = position.unwrap_or(Position { seq: board.seq + 1, ..board.position() });
-        if position.epoch != board.epoch {
-            // What is kept has positions of a sequence that has ended.
-            board.epoch = position.epoch;
-            board.history.clear(position.seq.saturating_sub(1));
-        } else if position.seq <= board.seq {
+        if !board.enter(position) && position.seq <= board.seq {
             return false;
         }
         board.seq = position.seq;

@@ -19,7 +19,9 @@ impl Recorder {
 }
 
 impl Backplane for Recorder {
-    fn publish(&self, message: &Arc<Message>, exclude: Option<Who>) -> Route {
+    fn gone(&self, _: Who) {}
+
+    fn publish(&self, message: &Arc<Message>, _: bool, exclude: Option<Who>) -> Route {
         let Message { topic, position, .. } = &**message;
         self.told.lock().push(format!("publish {topic} {} {}", position.seq, exclude.is_some()));
         if self.back.load(Ordering::Relaxed) { Route::Back } else { Route::Here }
@@ -43,7 +45,7 @@ impl Node {
     fn new() -> Self {
         let endpoint = Endpoint::new(Settings::default(), None).unwrap();
         let backplane = Arc::new(Recorder::default());
-        endpoint.join(Arc::<Recorder>::clone(&backplane));
+        endpoint.join(Arc::<Recorder>::clone(&backplane), false);
         Self { endpoint, backplane }
     }
 
@@ -58,7 +60,7 @@ impl Node {
     }
 
     fn publish(&self, topic: &str) -> Option<u64> {
-        self.endpoint.publish(topic, Opcode::Text, b"x", None).map(|position| position.seq)
+        self.endpoint.publish(topic, Opcode::Text, b"x", None).flatten().map(|position| position.seq)
     }
 
     fn arrived(&self, topic: &str, position: Option<(u64, u64)>) -> bool {
