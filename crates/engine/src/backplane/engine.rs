@@ -88,6 +88,15 @@ pub(crate) enum Parcel {
     Control(Bytes),
 }
 
+impl Parcel {
+    /// What is sent.
+    pub(crate) fn letter(&self) -> &Bytes {
+        match self {
+            Self::Cast { letter, .. } | Self::Append { letter, .. } | Self::Control(letter) => letter,
+        }
+    }
+}
+
 /// The sending half of a link.
 pub(crate) trait Outlet: Send {
     /// Filters (MQTT's, as of `topics::name`) that this node begins (true) or ceases (false) to want casts of, each one at most
@@ -99,6 +108,11 @@ pub(crate) trait Outlet: Send {
     /// confirmed, and all appends are confirmed. After a failure the common part sends the appends of the batch again over the
     /// next link, and none of the rest.
     fn send(&mut self, parcels: &[Parcel]) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Parcels that were left out since this was asked last, because the engine takes none so large.
+    fn too_large(&mut self) -> u64 {
+        0
+    }
 
     /// The node stops: returns when what was sent has left.
     fn finish(&mut self) -> impl Future<Output = Result<(), Failure>> + Send;

@@ -21,15 +21,19 @@ mod tests;
 use super::config::Config;
 use super::engine::{Engine, Failure, Opened, Outlet, Parcel};
 use crate::topics::Position;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::push::OrderedConfig;
-use async_nats::jetstream::context::{ContextBuilder, Publish};
+use async_nats::jetstream::context::{ContextBuilder, CreateStreamError, CreateStreamErrorKind};
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{self, Info};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, jetstream};
 pub(crate) use inlet::NatsInlet;
 use inlet::{History, Sub};
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Messages that may lie in one subscription. async-nats reads some megabytes before anybody else has a turn, and what
@@ -37,18 +41,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 const CAPACITY: usize = 1 << 18;
 /// How long the stream knows a number that it has had. An append is sent again as soon as there is a link.
 const KNOWN: std::time::Duration = std::time::Duration::from_secs(120);
+/// Of an append, beside its letter: `Nats-Msg-Id` and its value.
+const HEADERS: usize = 128;
 
 /// How to reach NATS.
 #[derive(Debug)]
 pub(crate) struct Nats {
     config: Arc<Config>,
     node: u64,
+    /// Something was to be kept, so JetStream has to be there; without, core NATS will do.
+    keeps: Arc<AtomicBool>,
 }
 
 impl Nats {
     /// `node`: this node, for what the adapter names after it.
     pub(crate) fn new(config: Arc<Config>, node: u64) -> Self {
-        Self { config, node }
+        Self { config, node, keeps: Arc::default() }
     }
 
     /// A connection that ends when it is lost; the receiver has the reason then.
@@ -112,7 +120,7 @@ impl Nats {
     }
 
     /// The stream, made if there is none. One that is there stays as it is: somebody may have chosen replicas or other limits.
-    async fn stream(&self, context: &jetstream::Context) -> Result<stream::Stream, Failure> {
+    async fn stream(&self, context: &jetstream::Context) -> Result<stream::Stream, CreateStreamError> {
         let wanted = stream::Config {
             name: self.config.prefix.clone(),
             description: Some("Messages of pyHV's topics with history".to_owned()),
@@ -121,12 +129,7 @@ impl Nats {
             duplicate_window: KNOWN,
             ..stream::Config::default()
         };
-        context.get_or_create_stream(wanted).await.map_err(|error| {
-            Failure::new(
-                "JetStream, which topics that keep messages need (nats-server -js, or backplane_history=0)",
-                error,
-            )
-        })
+        context.get_or_create_stream(wanted).await
     }
 
     /// The stream, and from where it is read.
@@ -134,14 +137,18 @@ impl Nats {
         &self,
         context: &jetstream::Context,
         behind: Option<Position>,
-    ) -> Result<(History, Position), Failure> {
-        let mut stream = self.stream(context).await?;
+    ) -> Result<Option<(History, Position)>, Failure> {
+        let mut stream = match self.stream(context).await {
+            Ok(stream) => stream,
+            Err(error) if is_missing(&error) && !self.keeps.load(Ordering::Relaxed) => return Ok(None),
+            Err(error) => return Err(no_stream(error)),
+        };
         let mut head = head_of(stream.cached_info());
         if behind.is_some_and(|behind| behind.epoch == head.epoch && behind.seq > head.seq) {
             // The server has lost the end of it, as it may when its machine fails, and would give numbers again that have meant
             // other messages: another stream is another epoch.
             context.delete_stream(&self.config.prefix).await.map_err(|error| Failure::new("JetStream", error))?;
-            stream = self.stream(context).await?;
+            stream = self.stream(context).await.map_err(no_stream)?;
             head = head_of(stream.cached_info());
         }
         let first = stream.cached_info().state.first_sequence.max(1);
@@ -158,8 +165,24 @@ impl Nats {
         let failed = |error: String| Failure::new("JetStream", error);
         let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
         let messages = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
-        Ok((History { messages, epoch: head.epoch, next, gap }, head))
+        Ok(Some((History { messages, epoch: head.epoch, next, gap }, head)))
     }
+}
+
+/// Whether the server has no JetStream at all.
+fn is_missing(error: &CreateStreamError) -> bool {
+    match error.kind() {
+        CreateStreamErrorKind::JetStreamUnavailable => true,
+        CreateStreamErrorKind::JetStream(error) => {
+            [ErrorCode::JETSTREAM_NOT_ENABLED, ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT]
+                .contains(&error.error_code())
+        }
+        _ => false,
+    }
+}
+
+fn no_stream(error: impl Display) -> Failure {
+    Failure::new("topics that keep messages need JetStream (nats-server -js)", error)
 }
 
 fn head_of(info: &Info) -> Position {
@@ -176,15 +199,12 @@ impl Engine for Nats {
         let (client, lost) = self.client().await?;
         let context = ContextBuilder::new().timeout(self.config.timeout).build(client.clone());
         let control = client.subscribe(self.root("c")).await.map_err(|error| Failure::new("subscribing", error))?;
-        let (history, head) = if self.config.history == 0 {
-            (None, Position { epoch: 0, seq: 0 })
-        } else {
-            let (history, head) = self.history(&context, behind).await?;
-            (Some(history), head)
+        let (history, head) = match self.history(&context, behind).await? {
+            Some((history, head)) => (Some(history), head),
+            None => (None, Position { epoch: 0, seq: 0 }),
         };
         let (subs, new_subs) = mpsc::unbounded_channel();
         let outlet = NatsOutlet {
-            client,
             context,
             subs,
             wanted: HashMap::new(),
@@ -192,8 +212,12 @@ impl Engine for Nats {
             appends: self.root("k"),
             control: self.root("c"),
             node: self.node,
+            keeps: history.is_none().then(|| Arc::clone(&self.keeps)),
+            max_payload: client.server_info().max_payload,
+            too_large: 0,
+            client,
         };
-        let inlet = NatsInlet::new(control, new_subs, history, lost);
+        let inlet = NatsInlet::new(control, new_subs, history, head, lost);
         Ok(Opened { outlet, inlet, head })
     }
 }
@@ -219,6 +243,11 @@ pub(crate) struct NatsOutlet {
     appends: String,
     control: String,
     node: u64,
+    /// There is no JetStream; here is to be said that there should be.
+    keeps: Option<Arc<AtomicBool>>,
+    /// What the server takes in one message.
+    max_payload: usize,
+    too_large: u64,
 }
 
 impl NatsOutlet {
@@ -257,6 +286,10 @@ impl Outlet for NatsOutlet {
     async fn send(&mut self, parcels: &[Parcel]) -> Result<(), Failure> {
         let mut acks = Vec::new();
         for parcel in parcels {
+            if parcel.letter().len() + HEADERS > self.max_payload {
+                self.too_large += 1;
+                continue;
+            }
             let failed = match parcel {
                 Parcel::Cast { topic, letter } => {
                     let subject = subject::of_topic(&self.casts, topic);
@@ -266,8 +299,12 @@ impl Outlet for NatsOutlet {
                     self.client.publish(self.control.clone(), letter.clone()).await.err().map(|error| error.to_string())
                 }
                 Parcel::Append { topic, number, letter } => {
+                    if let Some(keeps) = &self.keeps {
+                        keeps.store(true, Ordering::Relaxed);
+                        return Err(no_stream("it is not enabled"));
+                    }
                     let id = format!("{:016x}-{number}", self.node);
-                    let publish = Publish::build().message_id(id).payload(letter.clone());
+                    let publish = PublishMessage::build().message_id(id).payload(letter.clone());
                     match self.context.send_publish(subject::of_topic(&self.appends, topic), publish).await {
                         Ok(ack) => {
                             acks.push(ack);
@@ -286,6 +323,10 @@ impl Outlet for NatsOutlet {
             ack.await.map_err(|error| Failure::new("JetStream", error))?;
         }
         Ok(())
+    }
+
+    fn too_large(&mut self) -> u64 {
+        std::mem::take(&mut self.too_large)
     }
 
     async fn finish(&mut self) -> Result<(), Failure> {

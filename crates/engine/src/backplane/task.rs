@@ -138,7 +138,20 @@ impl<E: Engine> Task<E> {
                     if batch.parcels.is_empty() { Ok(()) } else { outlet.send(&batch.parcels).await }
                 };
                 match tokio::time::timeout(self.shared.config.timeout, sent).await {
-                    Ok(Ok(())) => self.shared.queue.lock().sent(true),
+                    Ok(Ok(())) => {
+                        let too_large = outlet.too_large();
+                        let mut queue = self.shared.queue.lock();
+                        queue.sent(true);
+                        queue.dropped += too_large;
+                        drop(queue);
+                        if too_large > 0 {
+                            self.endpoint.complain(&self.io, "backplane_size", || {
+                                format!(
+                                    "{too_large} messages are larger than the backplane's engine takes: not passed on"
+                                )
+                            });
+                        }
+                    }
                     Ok(Err(failure)) => return End::Lost(failure),
                     Err(_) => return End::Lost(Failure::new("sending", "no answer")),
                 }

@@ -59,6 +59,8 @@ pub(crate) struct NatsInlet {
     subs: SelectAll<Sub>,
     new_subs: mpsc::UnboundedReceiver<Sub>,
     history: Option<History>,
+    /// The newest message when the link was made, until all up to it was handed over.
+    head: Option<u64>,
     /// Why the connection has ended.
     lost: Pin<Box<dyn Future<Output = Failure> + Send>>,
     /// What has come and was not asked for yet.
@@ -100,6 +102,7 @@ impl NatsInlet {
         control: Subscriber,
         new_subs: mpsc::UnboundedReceiver<Sub>,
         history: Option<History>,
+        head: Position,
         lost: watch::Receiver<Option<String>>,
     ) -> Self {
         let mut ready = VecDeque::new();
@@ -107,7 +110,18 @@ impl NatsInlet {
             ready.push_back(Arrival::Gap);
         }
         let lost = Box::pin(reason(lost));
-        Self { control, subs: SelectAll::new(), new_subs, history, lost, ready, casts: Vec::new() }
+        let (subs, head) = (SelectAll::new(), Some(head.seq));
+        let mut inlet = Self { control, subs, new_subs, history, head, lost, ready, casts: Vec::new() };
+        let next = inlet.history.as_ref().map_or(u64::MAX, |history| history.next);
+        inlet.level(next);
+        inlet
+    }
+
+    /// Says once that what comes next is new. `next`: no message before it is missing any more.
+    fn level(&mut self, next: u64) {
+        if self.head.take_if(|head| next > *head).is_some() {
+            self.ready.push_back(Arrival::Level);
+        }
     }
 
     /// All that lies in the subscriptions: nothing may come into them while this runs.
@@ -130,8 +144,8 @@ impl NatsInlet {
 
     /// Some of the history.
     fn take_history(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
-        let Some(history) = &mut self.history else { return Ok(()) };
         for _ in 0..SOME {
+            let Some(history) = &mut self.history else { return Ok(()) };
             let message = match Pin::new(&mut history.messages).poll_next(cx) {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => return Err(Failure("JetStream has ended".to_owned())),
@@ -147,7 +161,10 @@ impl NatsInlet {
             }
             history.next = seq + 1;
             let position = Position { epoch: history.epoch, seq };
+            // Up to the head nothing is left.
+            self.level(seq);
             self.ready.push_back(Arrival::Kept { position, letter: message.message.payload });
+            self.level(seq + 1);
         }
         cx.waker().wake_by_ref();
         Ok(())

@@ -124,8 +124,8 @@ async fn failure(link: &mut Link) -> Failure {
 fn casts_come_in_the_order_of_their_sender() {
     let Some(server) = Server::start(&[]) else { return };
     run(async {
-        let mut here = server.node(1, |config| config.history = 0).connect(None).await.unwrap();
-        let mut there = server.node(2, |config| config.history = 0).connect(None).await.unwrap();
+        let mut here = server.node(1, |_| ()).connect(None).await.unwrap();
+        let mut there = server.node(2, |_| ()).connect(None).await.unwrap();
         want(&mut there, &["a/+", "b", "a/1", "c/#", "\u{e9}.x/ "], true).await;
         // Its control message comes behind what it is subscribed to.
         there.outlet.send(&[Parcel::Control("ready".into())]).await.unwrap();
@@ -168,6 +168,7 @@ fn the_history_goes_on_where_it_was() {
         let (one, two) = (server.node(1, |_| ()), server.node(2, |_| ()));
         let mut here = one.connect(None).await.unwrap();
         assert_eq!(here.head.seq, 0);
+        assert_eq!(here.inlet.next().await.unwrap(), Arrival::Level);
         let first: Vec<_> = (1..=100).map(|number| append(1, number, "a")).collect();
         here.outlet.send(&first).await.unwrap();
         // A second time: its confirmation might have been lost.
@@ -181,7 +182,10 @@ fn the_history_goes_on_where_it_was() {
         }
         let mut there = two.connect(None).await.unwrap();
         assert_eq!(there.head, last);
-        assert_eq!(kept(&mut there).await.1.number, 1);
+        for number in 1..=101 {
+            assert_eq!(kept(&mut there).await.1.number, number);
+        }
+        assert_eq!(there.inlet.next().await.unwrap(), Arrival::Level);
         drop(there);
 
         server.kill();
@@ -222,6 +226,7 @@ fn a_hole_in_the_history_is_told() {
         let mut link = node.connect(Some(Position { epoch, seq: 40 })).await.unwrap();
         assert!(link.head.epoch != epoch && link.head.seq == 0, "{:?}", link.head);
         assert_eq!(link.inlet.next().await.unwrap(), Arrival::Gap);
+        assert_eq!(link.inlet.next().await.unwrap(), Arrival::Level);
         failure(&mut here).await;
     });
 }
@@ -237,13 +242,22 @@ fn what_does_not_fit_is_said() {
             config.address.user = Some("me".to_owned());
             config.address.password = Some("secret".to_owned());
         };
-        let failure = server.node(1, right).connect(None).await.unwrap_err().to_string();
-        assert!(failure.contains("JetStream") && failure.contains("backplane_history"), "{failure}");
-        let without = server.node(1, |config| {
-            right(config);
-            config.history = 0;
-        });
-        assert_eq!(without.connect(None).await.unwrap().head, Position { epoch: 0, seq: 0 });
+        // Without JetStream all goes well until something is to be kept.
+        let without = server.node(1, right);
+        let mut link = without.connect(None).await.unwrap();
+        assert_eq!(link.head, Position { epoch: 0, seq: 0 });
+        assert_eq!(link.inlet.next().await.unwrap(), Arrival::Level);
+        link.outlet.send(&[cast(1, 1, "a"), Parcel::Control("x".into())]).await.unwrap();
+        assert_eq!(link.inlet.next().await.unwrap(), Arrival::Control("x".into()));
+        let failure = link.outlet.send(&[append(1, 2, "a")]).await.unwrap_err().to_string();
+        assert!(failure.contains("need JetStream"), "{failure}");
+        let failure = without.connect(None).await.unwrap_err().to_string();
+        assert!(failure.contains("need JetStream"), "{failure}");
+        // What is too large for the server is left out, and the rest of its batch is not.
+        let large = Parcel::Cast { topic: "a".into(), letter: vec![b'x'; 1 << 20].into() };
+        link.outlet.send(&[large, Parcel::Control("y".into())]).await.unwrap();
+        assert_eq!((link.outlet.too_large(), link.outlet.too_large()), (1, 0));
+        assert_eq!(link.inlet.next().await.unwrap(), Arrival::Control("y".into()));
         let missing = server.node(1, |config| config.credentials = Some("/nowhere/x.creds".into()));
         let failure = missing.connect(None).await.unwrap_err().to_string();
         assert!(failure.contains("/nowhere/x.creds"), "{failure}");
