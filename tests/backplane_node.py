@@ -69,9 +69,7 @@ class Burst:
         self.next = now + self.seconds
         for _ in range(min(self.each, self.last - self.number)):
             topic = self.topics[self.number % len(self.topics)]
-            try:
-                node.publish(topic, f"{self.name}:{self.number}")
-            except BlockingIOError:
+            if node.publish(topic, f"{self.name}:{self.number}") is None:
                 self.refused.append(self.number)
             self.number += 1
         node.tick()
@@ -104,6 +102,8 @@ def main() -> None:
                 return node.publish(ask["topic"], ask["msg"])
             case "states":
                 return node.states
+            case "dropped":
+                return [node.backplane_state, node.backplane_dropped]
             case "count":
                 return node.subscriber_count(ask["topic"])
             case "channels":

@@ -258,7 +258,7 @@ class Server:
         port: int,
         tls: tuple[int, _StrPath, _StrPath] | None,
         options: dict[str, Any],
-        joins: dict[str, Any],
+        joins: dict[str, Any] | None = None,
     ) -> None: ...
     def _add_route(
         self,

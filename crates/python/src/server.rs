@@ -227,7 +227,7 @@ impl Server {
     }
 
     /// Listens. tls: port, certificate file and key file. joins: what `backplane=` and its settings are.
-    #[pyo3(signature = (host, port, tls, options, joins))]
+    #[pyo3(signature = (host, port, tls, options, joins=None))]
     fn _start(
         &self,
         py: Python<'_>,
@@ -235,7 +235,7 @@ impl Server {
         port: i64,
         tls: Option<(i64, PathBuf, PathBuf)>,
         options: &Bound<'_, PyDict>,
-        joins: &Bound<'_, PyDict>,
+        joins: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
         let number = port_number("port", port)?;
         if let Some(server) = self.running() {
@@ -244,7 +244,7 @@ impl Server {
             return Err(PyRuntimeError::new_err(format!("the server runs already, on {address}: stop() it first")));
         }
         let settings = convert::settings(options)?;
-        let joins = backplane::config(joins)?;
+        let joins = joins.map(backplane::config).transpose()?.flatten();
         let wake = self.wake.lock().clone();
         let router = self.router.lock().clone();
         let around = self.around.lock().clone();
