@@ -137,6 +137,9 @@ def main() -> None:
             return
         ask = json.loads(line)
         if ask["do"] == "stop":
+            # What it was told before is done first.
+            while burst and not burst.step(node):
+                pass
             node.stop(ask.get("timeout", 5.0))
             say(answer=None)
             return

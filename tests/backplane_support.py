@@ -277,6 +277,9 @@ class Client(HvWebSocketClient):
     def join(self, node: Node, *topics: str, after: str | None = None) -> None:
         for topic in topics:
             self.subscribe(topic, after=after) if after else self.subscribe(topic)
+        self.go(node)
+
+    def go(self, node: Node) -> None:
         self.connect(node.url, topics=True, reconnect=Reconnect(first=0.02, max_delay=0.2))
 
 
@@ -294,6 +297,19 @@ class Crowd:
 
     def until(self, condition: Callable[[], Any], *, limit: float = LIMIT * 3, what: str | None = None) -> Any:
         return tick_until(condition, self, limit=limit, what=what)
+
+    def move(self, client: Client, node: Node) -> None:
+        """Has one of them, connected or not, go on at another node."""
+        client.close()
+
+        def goes() -> bool:
+            try:
+                client.go(node)
+            except RuntimeError:  # not before its end was told
+                return False
+            return True
+
+        self.until(goes, what="it has ended")
 
     @property
     def total(self) -> int:
