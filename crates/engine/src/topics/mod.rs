@@ -537,7 +537,7 @@ impl Endpoint {
         let board = &mut *self.topics.board.lock();
         let position = Position { seq: board.seq + 1, ..board.position() };
         let message = Arc::new(Message::new(topic, position, opcode, frame));
-        let kept = board.history.keeps(topic);
+        let kept = board.joined && board.history.keeps(topic);
         let (position, message) = match board.backplane.publish(&message, kept, exclude) {
             Route::Refused => return None,
             Route::Back => return Some(None),
