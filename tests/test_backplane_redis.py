@@ -221,7 +221,8 @@ def test_a_rolling_restart_loses_nothing_that_is_kept(stack: ExitStack, cluster:
         publish(nodes[(place + 1) % 3], 20)
         old = nodes[place]
         theirs = crowd.clients[place::3]
-        old.stop()
+        old.begin("stop")
+        crowd.until(lambda old=old: old.process.poll() is not None)
         crowd.until(lambda theirs=theirs: not any(client.is_connected for client in theirs))
         publish(nodes[(place + 1) % 3], 20)
         # They come as soon as it listens, before it has the engine.
@@ -342,7 +343,7 @@ def test_stop_sends_what_waits_and_says_farewell(stack: ExitStack, cluster: Clus
     crowd.until(lambda: nodes[1].ask("presence", topic="room") == ["ann"])
     nodes[0].begin("burst", name="0", topics=["k/1", "p/1"], count=1000, each=1000, seconds=0, first=0)
     nodes[0].begin("stop")
-    crowd.until(lambda: crowd.total == 1000, what="all has come")
+    crowd.until(lambda: member.tick() * 0 + crowd.total == 1000, what="all has come")
     assert nodes[0].process.wait(LIMIT) == 0
     crowd.until(lambda: nodes[1].ask("presence", topic="room") == [])
 
