@@ -117,7 +117,7 @@ class Engine:
         else:
             options += ["--port", str(self.port)]
         if self.password and self.user:
-            options += ["--user", f"{self.user} on >{self.password} ~* &* +@all", "--user", "default off"]
+            options += ["--user", self.user, "on", f">{self.password}", "~*", "&*", "+@all", "--user", "default", "off"]
         elif self.password:
             options += ["--requirepass", self.password]
         return options

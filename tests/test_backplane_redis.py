@@ -67,6 +67,20 @@ def numbers(got: Sequence[str]) -> dict[str, list[int]]:
     return in_order(got)
 
 
+def move(crowd: Crowd, client: Client, node: Node) -> None:
+    """Gives up one node for another."""
+
+    def connects() -> bool:
+        try:
+            client.connect(node.url, topics=True)
+        except RuntimeError:  # on_close has not run yet
+            return False
+        return True
+
+    client.close()
+    crowd.until(connects)
+
+
 def connected(node: Node) -> bool:
     return bool(node.states[-1:] == ["connected"])
 
@@ -158,7 +172,7 @@ def test_a_node_is_killed_and_its_clients_go_on_elsewhere(stack: ExitStack, clus
     crowd.until(lambda: crowd.total > 3000)
     nodes[0].kill()
     for client in crowd.clients[::3]:
-        crowd.move(client, nodes[1])
+        move(crowd, client, nodes[1])
     end_bursts(crowd, nodes[1:])
     crowd.until(lambda: crowd.total >= 9 * 4000, what="all has come")
     for client in crowd.clients:
@@ -207,16 +221,14 @@ def test_a_rolling_restart_loses_nothing_that_is_kept(stack: ExitStack, cluster:
         publish(nodes[(place + 1) % 3], 20)
         old = nodes[place]
         theirs = crowd.clients[place::3]
-        # Its clients answer the farewell behind what they have not ticked away yet.
         old.begin("stop")
-        crowd.until(old.ready)
-        old.end()
+        crowd.until(lambda old=old: old.process.poll() is not None)
         crowd.until(lambda theirs=theirs: not any(client.is_connected for client in theirs))
         publish(nodes[(place + 1) % 3], 20)
         # They come as soon as it listens, before it has the engine.
         nodes[place] = cluster.node(connected=False)
         for client in theirs:
-            crowd.move(client, nodes[place])
+            move(crowd, client, nodes[place])
         crowd.until(lambda theirs=theirs: all(client.is_connected for client in theirs))
         wait_until(lambda place=place: connected(nodes[place]))
         publish(nodes[place], 20)
@@ -270,23 +282,24 @@ def test_data_that_are_gone_are_told_as_a_gap(stack: ExitStack, cluster: Cluster
     crowd.until(lambda: late.gaps == ["k/1"] and late.got["k/1"] == ["0:1"])
 
 
+@pytest.mark.skipif(CLI is None, reason="needs redis-cli")
 def test_more_than_the_engine_keeps_is_told_as_a_gap(stack: ExitStack, engine: Engine) -> None:
     # Redis cuts whole nodes of a hundred entries.
     cluster = Cluster(engine, stack, {"backplane_timeout": TIMEOUT, "backplane_history": 100}, KEEP)
     nodes = [cluster.node(), cluster.node()]
     crowd = make_crowd(stack, nodes, 2, lambda _: ["k/1"])
     nodes[0].pause()
-    begin_bursts(nodes[1:], ["k/1"], 20_000)
+    begin_bursts(nodes[1:], ["k/1"], 5000)
     end_bursts(crowd, nodes[1:])
-    crowd.until(lambda: len(crowd.clients[1].got["k/1"]) == 20_000)
+    crowd.until(lambda: len(crowd.clients[1].got["k/1"]) == 5000)
     # As a network does that was gone for long.
     redis(engine, "CLIENT", "KILL", "TYPE", "normal")
     nodes[0].resume()
-    crowd.until(lambda: crowd.clients[0].got["k/1"][-1:] == ["0:19999"])
+    crowd.until(lambda: crowd.clients[0].got["k/1"][-1:] == ["0:4999"])
     got = numbers(crowd.clients[0].got["k/1"])["0"]
-    if len(got) < 20_000:
-        assert crowd.clients[0].gaps == ["k/1"]
-    assert len(got) >= 100
+    assert 100 <= len(got) < 5000
+    assert crowd.clients[0].gaps == ["k/1"]
+    assert not crowd.clients[1].gaps
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "refuse"])
@@ -328,9 +341,9 @@ def test_stop_sends_what_waits_and_says_farewell(stack: ExitStack, cluster: Clus
     stack.callback(member.close)
     member.connect(nodes[0].url + "?member=ann&in=room")
     crowd.until(lambda: nodes[1].ask("presence", topic="room") == ["ann"])
-    begin_bursts(nodes[:1], ["k/1", "p/1"], 1000)
+    nodes[0].begin("burst", name="0", topics=["k/1", "p/1"], count=1000, each=1000, seconds=0, first=0)
     nodes[0].begin("stop")
-    crowd.until(lambda: crowd.total == 1000, what="all has come")
+    crowd.until(lambda: member.tick() * 0 + crowd.total == 1000, what="all has come")
     assert nodes[0].process.wait(LIMIT) == 0
     crowd.until(lambda: nodes[1].ask("presence", topic="room") == [])
 
@@ -427,7 +440,7 @@ def test_passwords(
     is_connected(plain(engine.url))
     wrong = plain(engine.url.replace("hunter2", "swordfish"), backplane_timeout=0.5)
     tick_until(lambda: wrong.states == ["lost"], wrong)
-    tick_until(lambda: "WRONGPASS" in caplog.text, wrong)
+    tick_until(lambda: "authentication failed" in caplog.text, wrong)
     assert "is away" in caplog.text
     assert "swordfish" not in caplog.text
     assert "hunter2" not in caplog.text

@@ -172,6 +172,32 @@ def test_they_resume(net: Net) -> None:
     assert client.record.values("gap") == ["gone", "gone", "kept/a", "gone"]
 
 
+def test_a_client_that_asks_for_what_it_has_is_told_what_it_lacks(net: Net) -> None:
+    class Placing(Rooms):
+        def on_ws_open(self, channel: WebSocketChannel, url: str) -> None:
+            super().on_ws_open(channel, url)
+            channel.subscribe("kept/a")
+
+        def on_subscribe(self, channel: WebSocketChannel, topic: str) -> Any:
+            return {"name": "ann"}
+
+    server = net.serve(Placing())
+    old = server.publish("kept/a", "1")
+    server.publish("kept/a", "2")
+    client = net.connect(Reader(), server, topics=True)
+    client.subscribe("kept/a", after=old)
+    net.until(lambda: client.record.values("gap"))
+    assert server.presence("kept/a") == [{"name": "ann"}]
+    server.publish("kept/a", "3")
+    net.until(lambda: client.record.values("topic"))
+    client.subscribe("kept/a", after=client.topic_position("kept/a"))
+    server.publish("kept/a", "4")
+    net.until(lambda: len(client.record.values("topic")) == 2)
+    settled(net, server, client)
+    assert client.record.values("topic") == [("kept/a", "3"), ("kept/a", "4")]
+    assert client.record.values("gap") == ["kept/a"]
+
+
 def test_presence(net: Net) -> None:
     server = net.serve(Rooms())
     (one, first), (_, second) = opened(net, server), opened(net, server)

@@ -87,11 +87,11 @@ class ServerTopics(_native.Server):
 
     # What a program overrides; runs inside tick(), on that thread.
 
-    def on_subscribe(self, channel: WebSocketChannel, topic: str) -> bool | None:
+    def on_subscribe(self, channel: WebSocketChannel, topic: str) -> bool | str | dict[str, Any] | None:
         """A client asks for a topic, after `enable_topics`: return True to let it. Without an override it is refused.
 
-        What the program subscribes by itself is not asked about. `channel.subscribe` here, with `member=` say, and True
-        is one subscription.
+        A str or dict lets it too, and is the member that the client is there, as with `member=` of `subscribe`. What
+        the program subscribes by itself is not asked about; a client that asks for it as well goes on from there.
         """
         return False
 
@@ -194,9 +194,10 @@ class ServerTopics(_native.Server):
             return "after is a string"
         if not self._topic_patterns and _is_pattern(topic):
             return "no wildcards"
-        if not self.on_subscribe(channel, topic):
+        allowed = self.on_subscribe(channel, topic)
+        if not allowed:
             return "not allowed"
-        return channel._ask(topic, after)
+        return channel._ask(topic, after, None if allowed is True else allowed)
 
     def _asked_to_publish(self, channel: WebSocketChannel, topic: str, msg: str | bytes | None) -> str | None:
         if msg is None:

@@ -179,9 +179,15 @@ impl WebSocketChannel {
     }
 
     /// Subscribes for the client, which asked and is told. Returns why not.
-    fn _ask(&self, py: Python<'_>, topic: &str, after: Option<&str>) -> PyResult<Option<String>> {
+    fn _ask(
+        &self,
+        py: Python<'_>,
+        topic: &str,
+        after: Option<&str>,
+        member: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Option<String>> {
         let after = topics::after(after);
-        match topics::subscribe(py, self.conn.endpoint(), self.subscriber(), &[topic], after, None, true) {
+        match topics::subscribe(py, self.conn.endpoint(), self.subscriber(), &[topic], after, member, true) {
             Ok(_) => Ok(None),
             Err(error) => topics::refusal(error, py),
         }

@@ -65,9 +65,9 @@ class MemoryChannel:
         self._conn.endpoint.network.check_thread()
         return self._topics.subscribe(self, topic, after, member, False)
 
-    def _ask(self, topic: str, after: str | None) -> str | None:
+    def _ask(self, topic: str, after: str | None, member: Any) -> str | None:
         try:
-            self._topics.subscribe(self, topic, after, None, True)
+            self._topics.subscribe(self, topic, after, member, True)
         except ValueError as error:
             return str(error)
         return None

@@ -106,6 +106,8 @@ class Topics:
         #: Of each channel its filters, and who it is there, as JSON.
         self._filters: dict[MemoryChannel, dict[str, str | None]] = {}
         self._members: dict[str, dict[str, int]] = {}
+        #: Behind which message each subscription began.
+        self._began: dict[tuple[MemoryChannel, str], int] = {}
 
     @property
     def _limit(self) -> int:
@@ -133,6 +135,11 @@ class Topics:
                     f"max_subscriptions_per_channel={limit} allows"
                 )
             position, complete, missed = self._begin(topic, after)
+            self._began[channel, topic] = int(position.partition("-")[2])
+        elif after not in (None, "oldest"):
+            # What came before the subscription that there is it cannot bring any more.
+            epoch, _, number = str(after).partition("-")
+            complete = epoch == self._epoch and number.isdecimal() and int(number) >= self._began[channel, topic]
         before = mine.get(topic)
         self._filters.setdefault(channel, mine)[topic] = who = who or before
         if before != who:
@@ -149,12 +156,14 @@ class Topics:
         mine = self._filters.get(channel, {})
         if topic not in mine:
             return False
+        del self._began[channel, topic]
         self._leave(topic, mine.pop(topic))
         return True
 
     def ended(self, channel: MemoryChannel) -> None:
         """A channel has ended."""
         for topic, member in self._filters.pop(channel, {}).items():
+            del self._began[channel, topic]
             self._leave(topic, member)
 
     def publish(self, topic: str, msg: Any, exclude: MemoryChannel | None) -> str:

@@ -50,7 +50,7 @@ pub enum Route {
 
 /// What joins this process to others; see the module for who calls when.
 pub trait Backplane: Debug + Send + Sync {
-    /// A local publish. Its position is the node's own. `kept`: a rule says that its topic keeps messages. `exclude`: who does not
+    /// A local publish. Its position is the node's own. `kept`: the nodes are together, and its topic keeps messages. `exclude`: who does not
     /// get it, known to this node alone.
     fn publish(&self, message: &Arc<Message>, kept: bool, exclude: Option<Who>) -> Route;
 

@@ -160,6 +160,8 @@ struct Board {
     subscribers: Index<()>,
     /// The filters of each subscriber, in the order in which it subscribed, and who it is there.
     subscriptions: HashMap<Who, IndexMap<Arc<str>, Option<Arc<str>>>>,
+    /// Behind which message each of these subscriptions began.
+    began: HashMap<(Who, Arc<str>), u64>,
     history: History,
     presence: Presence,
     backplane: Arc<dyn Backplane>,
@@ -213,6 +215,7 @@ impl Topics {
                 seq: 0,
                 subscribers: Index::default(),
                 subscriptions: HashMap::new(),
+                began: HashMap::new(),
                 history: History::new(settings.max_topics, settings.max_history_bytes),
                 presence: Presence::default(),
                 backplane: Arc::new(Alone),
@@ -294,6 +297,7 @@ impl Board {
             self.epoch = position.epoch;
             self.seq = position.seq.saturating_sub(1);
             self.history.clear(self.seq);
+            self.began.values_mut().for_each(|began| *began = self.seq);
         }
         new
     }
@@ -353,6 +357,7 @@ impl Board {
 
     /// One subscription ends. The caller tells the I/O thread.
     fn remove(&mut self, endpoint: &Arc<Endpoint>, who: Who, filter: &Arc<str>, member: Option<&Arc<str>>) {
+        self.began.remove(&(who, Arc::clone(filter)));
         if let Some(((), true)) = self.subscribers.remove(filter, who) {
             self.backplane.interest(filter, false);
         }
@@ -420,7 +425,19 @@ impl Endpoint {
         }
         // Until this node knows what it keeps, only what is new is sure.
         let waits = board.waiting.is_some() && after != After::Now && !new.is_empty();
-        let (mut begin, mut missed) = if new.is_empty() || waits {
+        let (mut begin, mut missed) = if new.is_empty() {
+            let position = board.position();
+            // What came before the subscription that there is it cannot bring any more.
+            let complete = match after {
+                After::Position(Some(from)) => {
+                    let began = filters.iter().filter_map(|filter| board.began.get(&(who, Arc::from(*filter))));
+                    from.epoch == position.epoch && began.max().is_some_and(|began| from.seq >= *began)
+                }
+                After::Position(None) => false,
+                After::Now | After::Oldest => true,
+            };
+            (Begin { position, complete }, Vec::new())
+        } else if waits {
             (Begin { position: board.position(), complete: true }, Vec::new())
         } else {
             board.begin(&new, after)
@@ -442,6 +459,7 @@ impl Endpoint {
                 if board.subscribers.insert(&filter, who, ()) {
                     board.backplane.interest(&filter, true);
                 }
+                board.began.insert((who, Arc::clone(&filter)), begin.position.seq);
                 entrance.push(Arc::clone(&filter));
             }
             if before != now {
@@ -537,7 +555,7 @@ impl Endpoint {
         let board = &mut *self.topics.board.lock();
         let position = Position { seq: board.seq + 1, ..board.position() };
         let message = Arc::new(Message::new(topic, position, opcode, frame));
-        let kept = board.history.keeps(topic);
+        let kept = board.joined && board.history.keeps(topic);
         let (position, message) = match board.backplane.publish(&message, kept, exclude) {
             Route::Refused => return None,
             Route::Back => return Some(None),
@@ -577,7 +595,12 @@ impl Endpoint {
         let board = &mut *self.topics.board.lock();
         board.enter(Position { seq: head.seq + 1, ..head });
         board.seq = board.seq.max(head.seq);
-        for Waiting { subscriber, mut filters, after, confirm } in board.waiting.take().into_iter().flatten() {
+        let waiting = board.waiting.take();
+        if waiting.is_some() {
+            // What was refilled went to nobody.
+            board.began.values_mut().for_each(|began| *began = head.seq);
+        }
+        for Waiting { subscriber, mut filters, after, confirm } in waiting.into_iter().flatten() {
             let mine = board.subscriptions.get(&subscriber.who());
             filters.retain(|filter| mine.is_some_and(|mine| mine.contains_key(filter)));
             if filters.is_empty() {
@@ -588,6 +611,9 @@ impl Endpoint {
             let ahead = board.is_ahead(begin.position).then_some(begin.position);
             if let Subscriber::Stream { .. } = subscriber {
                 self.shorten(&mut begin, &mut missed);
+            }
+            for filter in &filters {
+                board.began.insert((subscriber.who(), Arc::clone(filter)), begin.position.seq);
             }
             let io = Arc::clone(subscriber.io());
             let (endpoint, begin) = (Arc::clone(self), Some(begin));
