@@ -74,7 +74,8 @@ class Burst:
             self.number += 1
         node.tick()
         self.worst = max(self.worst, time.perf_counter() - now)
-        return self.number >= self.last
+        over: bool = self.number >= self.last
+        return over
 
 
 def main() -> None:

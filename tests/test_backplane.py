@@ -9,11 +9,12 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from backplane_support import PROGRAMS, Cluster, Engine, in_order, make_crowd, may_make_namespaces, namespace
+from backplane_support import PROGRAMS, Cluster, Engine, Node, in_order, make_crowd, may_make_namespaces, namespace
 from support import wait_until
 
 MESSAGES = int(os.environ.get("PYHV_BACKPLANE_MESSAGES", "1000"))
@@ -44,6 +45,10 @@ def test_clients_that_move_between_nodes_miss_and_double_nothing(stack: ExitStac
     for place, node in enumerate(nodes):
         node.begin("burst", name=str(place), topics=topics, count=MESSAGES, each=5, seconds=0.01, first=0)
     rng = random.Random(7)
+
+    def reached(goal: int) -> bool:
+        return crowd.total >= goal or all(node.ready() for node in nodes)
+
     moves = 0
     while not all(node.ready() for node in nodes):
         client = rng.choice(crowd.clients)
@@ -51,7 +56,7 @@ def test_clients_that_move_between_nodes_miss_and_double_nothing(stack: ExitStac
             crowd.move(client, rng.choice(nodes))
             moves += 1
         goal = crowd.total + rng.randrange(400)
-        crowd.until(lambda goal=goal: crowd.total >= goal or all(node.ready() for node in nodes))
+        crowd.until(partial(reached, goal))
     crowd.until(lambda: crowd.total >= 30 * 3 * MESSAGES, what="all has come")
     for client in crowd.clients:
         assert not client.gaps
@@ -80,12 +85,13 @@ def test_a_node_whose_cable_is_pulled_catches_up(stack: ExitStack, engine: Engin
     def all_kept(count: int) -> bool:
         return all(len(client.got["k/1"]) >= count for client in crowd.clients)
 
+    def warm(node: Node, text: str) -> bool:
+        node.ask("publish", topic="p/1", msg=text)
+        return all(text in client.got["p/1"] for client in crowd.clients)
+
     # Each hears the other before anything counts.
     for node, other in ((far, "1"), (near, "0")):
-        crowd.until(
-            lambda node=node, other=other: node.ask("publish", topic="p/1", msg=f"warm{other}:0") is not None
-            and all(any(text.startswith(f"warm{other}") for text in client.got["p/1"]) for client in crowd.clients)
-        )
+        crowd.until(partial(warm, node, f"warm{other}:0"))
     publish(0, "01")
     crowd.until(lambda: all_kept(200) and all(client.got["p/1"].count("0:199") for client in crowd.clients))
     plug(False)
@@ -104,8 +110,8 @@ def test_a_node_whose_cable_is_pulled_catches_up(stack: ExitStack, engine: Engin
         assert in_order(client.got["k/1"]) == {str(n): list(range(0, 600, 2)) for n in range(2)}
         assert not client.gaps
         passed = in_order([text for text in client.got["p/1"] if not text.startswith("warm")])
-        mine, other = passed[str(place % 2)], passed[str(1 - place % 2)]
-        assert mine == list(range(1, 600, 2)), "at its own node"
+        own, foreign = passed[str(place % 2)], passed[str(1 - place % 2)]
+        assert own == list(range(1, 600, 2)), "at its own node"
         # What the far node had queued goes when the cable is back; what it did not hear nobody tells again.
-        assert other[:100] == before
-        assert other[-100:] == after
+        assert foreign[:100] == before
+        assert foreign[-100:] == after

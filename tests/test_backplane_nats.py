@@ -6,13 +6,14 @@ import shutil
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 # What holds for every engine, with the engine of this module.
-from backplane_support import PROGRAMS, Client, Cluster, Engine, in_order, make_crowd
+from backplane_support import PROGRAMS, Client, Cluster, Engine, Node, in_order, make_crowd
 from support import HOST, LIMIT, tick_until, wait_until
 from support_tls import make_certificates
 from test_backplane_redis import (
@@ -128,8 +129,12 @@ def test_data_that_are_gone_are_told_as_a_gap(stack: ExitStack, cluster: Cluster
     cluster.engine.kill()
     shutil.rmtree(cluster.engine.folder / "store")
     cluster.engine.start()
+
+    def is_back(node: Node) -> bool:
+        return node.states == ["connected", "lost", "connected"]
+
     for node in nodes:
-        wait_until(lambda node=node: node.states == ["connected", "lost", "connected"])
+        wait_until(partial(is_back, node))
     crowd.until(lambda: all(client.gaps == ["k/1"] for client in crowd.clients), what="they are told")
     nodes[1].ask("publish", topic="k/1", msg="0:1")
     crowd.until(lambda: all(client.got["k/1"] == ["0:0", "0:1"] for client in crowd.clients))
@@ -199,6 +204,10 @@ def test_passwords(
     assert "hunter2" not in caplog.text
 
 
+def is_lost(server: Plain) -> bool:
+    return server.states == ["lost"]
+
+
 def test_tls(stack: ExitStack, tmp_path: Path, plain: Callable[..., Plain], caplog: pytest.LogCaptureFixture) -> None:
     certificates = make_certificates(tmp_path / "certificates")
     engine = Engine("nats", tmp_path / "tls", user="me", password="hunter2", certificates=certificates).start()
@@ -210,7 +219,7 @@ def test_tls(stack: ExitStack, tmp_path: Path, plain: Callable[..., Plain], capl
     for settings in ({}, {"backplane_ca_file": stranger.ca}, {"backplane_fingerprint": "00" * 32}):
         caplog.clear()
         wrong = plain(engine.url, **settings)
-        tick_until(lambda wrong=wrong: wrong.states == ["lost"], wrong)
+        tick_until(partial(is_lost, wrong), wrong)
         tick_until(lambda: "certificate" in caplog.text, wrong)
 
 
@@ -218,8 +227,12 @@ def test_a_link_that_breaks_loses_and_doubles_nothing_that_is_kept(stack: ExitSt
     nodes = [cluster.node(), cluster.node()]
     crowd = make_crowd(stack, nodes, 4, lambda _: ["k/1"])
     begin_bursts(nodes, ["k/1"], 2000, seconds=0.002)
+
+    def reached(goal: int) -> bool:
+        return crowd.total > goal
+
     for step in range(1, 5):
-        crowd.until(lambda step=step: crowd.total > step * 1500)
+        crowd.until(partial(reached, step * 1500))
         cluster.engine.restart()
     end_bursts(crowd, nodes)
     crowd.until(lambda: crowd.total >= 16_000, what="all has come")
