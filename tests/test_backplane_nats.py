@@ -15,6 +15,7 @@ import pytest
 # What holds for every engine, with the engine of this module.
 from backplane_support import PROGRAMS, Client, Cluster, Engine, Node, in_order, make_crowd
 from support import HOST, LIMIT, tick_until, wait_until
+from support_nkeys import make_credentials
 from support_tls import make_certificates
 from test_backplane_redis import (
     KEEP,
@@ -202,6 +203,21 @@ def test_passwords(
     tick_until(lambda: "authorization" in caplog.text, wrong)
     assert "swordfish" not in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def test_a_file_with_credentials(
+    stack: ExitStack, tmp_path: Path, plain: Callable[..., Plain], caplog: pytest.LogCaptureFixture
+) -> None:
+    configuration, credentials = make_credentials(tmp_path / "keys")
+    _, stranger = make_credentials(tmp_path / "other keys")
+    engine = Engine("nats", tmp_path / "jwt", jetstream=False, more=["-c", str(configuration)]).start()
+    stack.callback(engine.close)
+    is_connected(plain(engine.url, backplane_credentials=credentials))
+    for settings in ({}, {"backplane_credentials": stranger}):
+        caplog.clear()
+        wrong = plain(engine.url, **settings)
+        tick_until(partial(is_lost, wrong), wrong)
+        tick_until(lambda: "authorization" in caplog.text, wrong)
 
 
 def is_lost(server: Plain) -> bool:
