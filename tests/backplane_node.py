@@ -74,7 +74,8 @@ class Burst:
             self.number += 1
         node.tick()
         self.worst = max(self.worst, time.perf_counter() - now)
-        return self.number >= self.last
+        over: bool = self.number >= self.last
+        return over
 
 
 def main() -> None:
@@ -137,6 +138,9 @@ def main() -> None:
             return
         ask = json.loads(line)
         if ask["do"] == "stop":
+            # What it was told before is done first.
+            while burst and not burst.step(node):
+                pass
             node.stop(ask.get("timeout", 5.0))
             say(answer=None)
             return

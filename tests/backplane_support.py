@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -13,7 +14,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,12 @@ class Node:
     """A process with a pyHV server that is told what to do, line by line (backplane_node.py)."""
 
     def __init__(
-        self, settings: dict[str, Any], *, keep: Sequence[dict[str, Any]] = (), prefix: Sequence[str] = (), host: str = HOST
+        self,
+        settings: dict[str, Any],
+        *,
+        keep: Sequence[dict[str, Any]] = (),
+        prefix: Sequence[str] = (),
+        host: str = HOST,
     ) -> None:
         """`settings`: of `start`. `keep`: arguments of `keep`. `prefix`: a command that runs the process."""
         self.host = host
@@ -234,16 +240,16 @@ class Node:
         self.process.wait(LIMIT)
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None and not pipe.closed:
-                try:
+                with suppress(OSError):  # something was left to be written to it
                     pipe.close()
-                except OSError:  # something was left to be written to it
-                    pass
 
 
 class Cluster:
     """An engine and its nodes."""
 
-    def __init__(self, engine: Engine, stack: ExitStack, settings: dict[str, Any], keep: Sequence[dict[str, Any]]) -> None:
+    def __init__(
+        self, engine: Engine, stack: ExitStack, settings: dict[str, Any], keep: Sequence[dict[str, Any]]
+    ) -> None:
         self.engine, self.stack, self.settings, self.keep = engine, stack, settings, keep
         self.nodes: list[Node] = []
 
@@ -277,6 +283,9 @@ class Client(HvWebSocketClient):
     def join(self, node: Node, *topics: str, after: str | None = None) -> None:
         for topic in topics:
             self.subscribe(topic, after=after) if after else self.subscribe(topic)
+        self.go(node)
+
+    def go(self, node: Node) -> None:
         self.connect(node.url, topics=True, reconnect=Reconnect(first=0.02, max_delay=0.2))
 
 
@@ -294,6 +303,19 @@ class Crowd:
 
     def until(self, condition: Callable[[], Any], *, limit: float = LIMIT * 3, what: str | None = None) -> Any:
         return tick_until(condition, self, limit=limit, what=what)
+
+    def move(self, client: Client, node: Node) -> None:
+        """Has one of them, connected or not, go on at another node."""
+        client.close()
+
+        def goes() -> bool:
+            try:
+                client.go(node)
+            except RuntimeError:  # not before its end was told
+                return False
+            return True
+
+        self.until(goes, what="it has ended")
 
     @property
     def total(self) -> int:
@@ -325,7 +347,7 @@ def in_order(got: Sequence[str]) -> dict[str, list[int]]:
         publisher, number = text.split(":")
         numbers[publisher].append(int(number))
     for publisher, mine in numbers.items():
-        assert all(a < b for a, b in zip(mine, mine[1:], strict=False)), f"{publisher}: out of order or twice: {mine}"
+        assert all(a < b for a, b in itertools.pairwise(mine)), f"{publisher}: out of order or twice: {mine}"
     return numbers
 
 
@@ -344,7 +366,10 @@ def namespace(number: int) -> Iterator[tuple[list[str], str, str, Callable[[bool
         subprocess.run([str(IP), *arguments], check=True, capture_output=True)
 
     # TEST-NET-2 and TEST-NET-3 (RFC 5737): nobody's.
-    cables = ((f"hve{os.getpid() % 100_000}n{number}", "198.51.100"), (f"hvc{os.getpid() % 100_000}n{number}", "203.0.113"))
+    cables = (
+        (f"hve{os.getpid() % 100_000}n{number}", "198.51.100"),
+        (f"hvc{os.getpid() % 100_000}n{number}", "203.0.113"),
+    )
     with ExitStack() as stack:
         ip("netns", "add", name)
         stack.callback(ip, "netns", "del", name)
