@@ -1,5 +1,5 @@
-"""Topics of several processes joined by Redis: what gets through, and what may be lost when something dies, as the table of
-docs/backplane.md has it."""
+"""Topics of several processes joined by Redis: what gets through, and what may be lost when something dies, as the
+table of docs/backplane.md has it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def cluster(stack: ExitStack, engine: Engine) -> Cluster:
 def redis(engine: Engine, *command: str) -> str:
     """What Redis' own client has to say."""
     assert CLI is not None
-    done = subprocess.run([CLI, "-p", str(engine.port), *command], capture_output=True, text=True, timeout=LIMIT, check=True)
+    done = subprocess.run(
+        [CLI, "-p", str(engine.port), *command], capture_output=True, text=True, timeout=LIMIT, check=True
+    )
     return done.stdout
 
 
@@ -65,20 +67,6 @@ def end_bursts(crowd: Crowd, nodes: Sequence[Node]) -> list[dict[str, Any]]:
 def numbers(got: Sequence[str]) -> dict[str, list[int]]:
     """By publisher; each one's in its order, each once."""
     return in_order(got)
-
-
-def move(crowd: Crowd, client: Client, node: Node) -> None:
-    """Gives up one node for another."""
-
-    def connects() -> bool:
-        try:
-            client.connect(node.url, topics=True)
-        except RuntimeError:  # on_close has not run yet
-            return False
-        return True
-
-    client.close()
-    crowd.until(connects)
 
 
 def connected(node: Node) -> bool:
@@ -172,7 +160,7 @@ def test_a_node_is_killed_and_its_clients_go_on_elsewhere(stack: ExitStack, clus
     crowd.until(lambda: crowd.total > 3000)
     nodes[0].kill()
     for client in crowd.clients[::3]:
-        move(crowd, client, nodes[1])
+        crowd.move(client, nodes[1])
     end_bursts(crowd, nodes[1:])
     crowd.until(lambda: crowd.total >= 9 * 4000, what="all has come")
     for client in crowd.clients:
@@ -228,7 +216,7 @@ def test_a_rolling_restart_loses_nothing_that_is_kept(stack: ExitStack, cluster:
         # They come as soon as it listens, before it has the engine.
         nodes[place] = cluster.node(connected=False)
         for client in theirs:
-            move(crowd, client, nodes[place])
+            crowd.move(client, nodes[place])
         crowd.until(lambda theirs=theirs: all(client.is_connected for client in theirs))
         wait_until(lambda place=place: connected(nodes[place]))
         publish(nodes[place], 20)
@@ -355,6 +343,22 @@ def test_stop_does_not_wait_for_an_engine_that_is_away(cluster: Cluster) -> None
     node.ask("publish", topic="k/1", msg="0:0")
     node.stop()
     assert node.process.returncode == 0
+
+
+@pytest.mark.skipif(CLI is None, reason="needs redis-cli")
+def test_a_user_may_be_confined_to_what_the_documentation_says(plain: Callable[..., Plain], engine: Engine) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "backplane.md").read_text()
+    rights = text.partition("`~pyhv:*")[2].partition("`")[0].split()
+    redis(engine, "ACL", "SETUSER", "small", "on", ">secret", "~pyhv:*", *rights)
+    url = f"redis://small:secret@127.0.0.1:{engine.port}"
+    one, two = plain(url), plain(url)
+    tick_until(lambda: one.states == two.states == ["connected"], one, two)
+    one.publish("k/1", "x")
+    tick_until(lambda: redis(engine, "XLEN", "pyhv:stream") == "1\n", one, two)
+    two.stop()
+    one.stop()
+    assert "lost" not in one.states + two.states
+    assert "pyhv:sent" not in redis(engine, "KEYS", "*")
 
 
 @pytest.mark.skipif(CLI is None, reason="needs redis-cli")

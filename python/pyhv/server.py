@@ -227,10 +227,10 @@ class HvWebServer(Reporting, Routes, ServerTopics):
         :param max_topics: topics whose messages are kept (`keep`); of more the one that was published to longest ago is
             forgotten.
         :param max_history_bytes: what all topics together keep; the same beyond.
-        :param backplane: joins the topics of all processes that name the same engine: "redis://user:password@host:6379/0",
-            "nats://host:4222", or with TLS "rediss://" and "tls://". None: topics are this process's own. The engine may
-            be away, now or later: `on_backplane` tells, and it is tried again and again. docs/backplane.md says what
-            that may cost.
+        :param backplane: joins the topics of all processes that name the same engine:
+            "redis://user:password@host:6379/0", "nats://host:4222", or with TLS "rediss://" and "tls://". None: topics
+            are this process's own. The engine may be away, now or later: `on_backplane` tells, and it is tried again
+            and again. docs/backplane.md says what that may cost.
         :param backplane_prefix: begins all names that are used there; systems with different ones do not meet.
         :param backplane_buffer: bytes of publishes that wait while the engine is away.
         :param backplane_overflow: what happens to more: "drop_oldest" throws the oldest away, "refuse" the new one, and
