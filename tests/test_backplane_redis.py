@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from backplane_support import PATH, PROGRAMS, Client, Cluster, Crowd, Engine, Node, in_order, make_crowd
 from pyhv import HvWebServer, HvWebSocketClient
-from support import LIMIT, tick_until, wait_until
+from support import LIMIT, Ticker, tick_until, wait_until
 from support_tls import make_certificates
 
 pytestmark = pytest.mark.skipif(PROGRAMS["redis"] is None, reason="needs redis-server")
@@ -70,7 +71,27 @@ def numbers(got: Sequence[str]) -> dict[str, list[int]]:
 
 
 def connected(node: Node) -> bool:
-    return bool(node.states[-1:] == ["connected"])
+    return node.states[-1:] == ["connected"]
+
+
+def has_states(node: Node | Plain, states: list[str]) -> bool:
+    return node.states == states
+
+
+def has_members(node: Node, members: list[str]) -> bool:
+    return bool(node.ask("presence", topic="room") == members)
+
+
+def has_ended(node: Node) -> bool:
+    return node.process.poll() is not None
+
+
+def are_connected(clients: Sequence[Client], count: int) -> bool:
+    return sum(client.is_connected for client in clients) == count
+
+
+def crowd_has(crowd: Crowd, messages: int) -> bool:
+    return crowd.total > messages
 
 
 def test_300_clients_on_three_nodes_get_all_of_100_topics_once_and_in_order(stack: ExitStack, cluster: Cluster) -> None:
@@ -118,7 +139,7 @@ def test_the_engine_is_killed_and_comes_back(stack: ExitStack, cluster: Cluster)
     end_bursts(crowd, nodes)
     crowd.until(lambda: all(len(client.got["k/1"]) >= 4500 for client in crowd.clients), what="all that is kept")
     for node in nodes:
-        wait_until(lambda node=node: connected(node))
+        wait_until(partial(connected, node))
         node.ask("publish", topic="p/1", msg="last:1")
     crowd.until(lambda: all(client.got["p/1"].count("last:1") == 3 for client in crowd.clients), what="the last ones")
     lost = 0
@@ -138,7 +159,7 @@ def test_connections_that_break_lose_and_double_nothing_that_is_kept(stack: Exit
     crowd = make_crowd(stack, nodes, 4, lambda _: ["k/1"])
     begin_bursts(nodes, ["k/1"], 2000, seconds=0.002)
     for step in range(1, 8):
-        crowd.until(lambda step=step: crowd.total > step * 800)
+        crowd.until(partial(crowd_has, crowd, step * 800))
         redis(cluster.engine, "CLIENT", "KILL", "TYPE", "normal" if step % 2 else "pubsub")
     end_bursts(crowd, nodes)
     crowd.until(lambda: crowd.total >= 16_000, what="all has come")
@@ -155,7 +176,7 @@ def test_a_node_is_killed_and_its_clients_go_on_elsewhere(stack: ExitStack, clus
     stack.callback(member.close)
     member.connect(nodes[0].url + "?member=ann&in=room")
     for node in nodes:
-        crowd.until(lambda node=node: node.ask("presence", topic="room") == ["ann"])
+        crowd.until(partial(has_members, node, ["ann"]))
     begin_bursts(nodes[1:], ["k/1"], 2000, seconds=0.002)
     crowd.until(lambda: crowd.total > 3000)
     nodes[0].kill()
@@ -167,7 +188,7 @@ def test_a_node_is_killed_and_its_clients_go_on_elsewhere(stack: ExitStack, clus
         assert numbers(client.got["k/1"]) == {"0": list(range(2000)), "1": list(range(2000))}
         assert not client.gaps
     for node in nodes[1:]:
-        crowd.until(lambda node=node: node.ask("presence", topic="room") == [], what="its members are taken back")
+        crowd.until(partial(has_members, node, []), what="its members are taken back")
         assert node.ask("presences") == [["ann"], ["ann"]]
 
 
@@ -210,15 +231,15 @@ def test_a_rolling_restart_loses_nothing_that_is_kept(stack: ExitStack, cluster:
         old = nodes[place]
         theirs = crowd.clients[place::3]
         old.begin("stop")
-        crowd.until(lambda old=old: old.process.poll() is not None)
-        crowd.until(lambda theirs=theirs: not any(client.is_connected for client in theirs))
+        crowd.until(partial(has_ended, old))
+        crowd.until(partial(are_connected, theirs, 0))
         publish(nodes[(place + 1) % 3], 20)
         # They come as soon as it listens, before it has the engine.
         nodes[place] = cluster.node(connected=False)
         for client in theirs:
             crowd.move(client, nodes[place])
-        crowd.until(lambda theirs=theirs: all(client.is_connected for client in theirs))
-        wait_until(lambda place=place: connected(nodes[place]))
+        crowd.until(partial(are_connected, theirs, len(theirs)))
+        wait_until(partial(connected, nodes[place]))
         publish(nodes[place], 20)
     crowd.until(lambda: all(len(client.got["k/1"]) >= sent for client in crowd.clients), what="all has come")
     for client in crowd.clients:
@@ -260,7 +281,7 @@ def test_data_that_are_gone_are_told_as_a_gap(stack: ExitStack, cluster: Cluster
     shutil.rmtree(cluster.engine.folder / "appendonlydir")
     cluster.engine.start()
     for node in nodes:
-        wait_until(lambda node=node: node.states == ["connected", "lost", "connected"])
+        wait_until(partial(has_states, node, ["connected", "lost", "connected"]))
     crowd.until(lambda: all(client.gaps == ["k/1"] for client in crowd.clients), what="they are told")
     nodes[1].ask("publish", topic="k/1", msg="0:1")
     crowd.until(lambda: all(client.got["k/1"] == ["0:0", "0:1"] for client in crowd.clients))
@@ -460,7 +481,7 @@ def test_tls(stack: ExitStack, tmp_path: Path, plain: Callable[..., Plain], capl
     for settings in ({}, {"backplane_ca_file": stranger.ca}, {"backplane_fingerprint": "00" * 32}):
         caplog.clear()
         wrong = plain(engine.url, **settings)
-        tick_until(lambda wrong=wrong: wrong.states == ["lost"], wrong)
+        tick_until(partial(has_states, wrong, ["lost"]), wrong)
         tick_until(lambda: "TLS" in caplog.text, wrong)
 
 
@@ -496,10 +517,10 @@ def test_exclude_holds_for_what_comes_back(stack: ExitStack, plain: Callable[...
     clients = [HvWebSocketClient() for _ in range(3)]
     got: list[list[str | bytes]] = [[] for _ in clients]
     for place, client in enumerate(clients):
-        client.on_message = got[place].append  # type: ignore[method-assign]
+        client.on_message = got[place].append  # type: ignore[method-assign,assignment]
         stack.callback(client.close)
         client.connect(f"ws://127.0.0.1:{(one, two)[place == 2].port}/")
-    everybody = [one, two, *clients]
+    everybody: list[Ticker] = [one, two, *clients]
     tick_until(lambda: len(one.channels) == 2 and len(two.channels) == 1, *everybody)
     for server in (one, two):
         for channel in server.channels:

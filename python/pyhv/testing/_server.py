@@ -474,6 +474,11 @@ class MemoryServer(_native.Server):
         self._pyhv_core.set_latest(function)
 
     def _start(
-        self, host: str, port: int, tls: tuple[int, Any, Any] | None, options: dict[str, Any], joins: dict[str, Any]
+        self,
+        host: str,
+        port: int,
+        tls: tuple[int, Any, Any] | None,
+        options: dict[str, Any],
+        joins: dict[str, Any] | None = None,
     ) -> None:
-        self._pyhv_core.start(host, port, tls, options, joins)
+        self._pyhv_core.start(host, port, tls, options, joins or {"url": None})

@@ -7,9 +7,10 @@ use super::members::Others;
 use super::queue::Seat;
 use super::{Shared, State};
 use crate::down::deliver;
-use crate::endpoint::{Endpoint, Live, Phase};
+use crate::endpoint::{Endpoint, Phase};
 use crate::inbox::Event;
 use crate::runtime::IoThread;
+use crate::task::guarded;
 use crate::topics::Position;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -47,19 +48,17 @@ enum End {
 pub(super) fn start<E: Engine>(endpoint: &Arc<Endpoint>, shared: Arc<Shared>, engine: E) {
     let io = Arc::clone(endpoint.runtime.next_thread());
     let others = Mutex::new(Others::new(shared.node, shared.config.timeout));
-    // A stop waits for the task.
-    let live = Live::new(endpoint);
     let phase = endpoint.phase();
-    let endpoint = Arc::clone(endpoint);
-    let task = Task { endpoint, io: Arc::clone(&io), shared, engine, others, behind: Mutex::new(None) };
-    io.handle.spawn(async move {
+    let task =
+        Task { endpoint: Arc::clone(endpoint), io: Arc::clone(&io), shared, engine, others, behind: Mutex::new(None) };
+    // A stop waits for it.
+    guarded(&io, endpoint, async move {
         let mut aborting = phase.clone();
         tokio::select! {
             () = task.run(phase) => {}
             // An error: nobody can say it any more.
             _ = aborting.wait_for(|phase| *phase == Phase::Aborting) => {}
         }
-        drop(live);
     });
 }
 
