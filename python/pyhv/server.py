@@ -154,6 +154,17 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
         max_subscriptions_per_channel: int = 1_000,
         max_topics: int = 10_000,
         max_history_bytes: int = 64 << 20,
+        backplane: str | None = None,
+        backplane_prefix: str = "pyhv",
+        backplane_buffer: int = 16 << 20,
+        backplane_overflow: Literal["drop_oldest", "refuse"] = "drop_oldest",
+        backplane_history: int = 10_000,
+        backplane_timeout: float = 10.0,
+        backplane_ca_file: str | os.PathLike[str] | None = None,
+        backplane_fingerprint: str | None = None,
+        backplane_client_certfile: str | os.PathLike[str] | None = None,
+        backplane_client_keyfile: str | os.PathLike[str] | None = None,
+        backplane_credentials: str | os.PathLike[str] | None = None,
     ) -> None:
         """Listens, and returns at once. Sizes are in bytes, times in seconds.
 
@@ -228,10 +239,27 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
         :param max_topics: topics whose messages are kept (`keep`); of more the one that was published to longest ago is
             forgotten.
         :param max_history_bytes: what all topics together keep; the same beyond.
+        :param backplane: joins the topics of all processes that name the same engine:
+            "redis://user:password@host:6379/0", "nats://host:4222", or with TLS "rediss://" and "tls://". None: topics
+            are this process's own. The engine may be away, now or later: `on_backplane` tells, and it is tried again
+            and again. docs/backplane.md says what that may cost.
+        :param backplane_prefix: begins all names that are used there; systems with different ones do not meet.
+        :param backplane_buffer: bytes of publishes that wait while the engine is away.
+        :param backplane_overflow: what happens to more: "drop_oldest" throws the oldest away, "refuse" the new one, and
+            `publish` returns None; `backplane_dropped` counts both.
+        :param backplane_history: messages that the engine keeps, of all topics with `keep` together, for processes that
+            start or come back. The same for all processes.
+        :param backplane_timeout: after so much silence another process is taken for gone, with its members, and a
+            connection to the engine for lost. The same for all processes.
+        :param backplane_ca_file: for TLS, PEM file with the authorities to trust instead of the system's.
+        :param backplane_fingerprint: for TLS, trust only the server whose certificate has this SHA-256.
+        :param backplane_client_certfile: for TLS, PEM file with a certificate to show to the engine.
+        :param backplane_client_keyfile: PEM file with its key; None: it is in `backplane_client_certfile`.
+        :param backplane_credentials: for NATS, a file with a user's JWT and key (".creds").
 
         Raises OSError, naming host and port, when the address is in use or not permitted; TypeError for none or both of
         `port` and `sockets`; RuntimeError when the server runs already; ValueError for a setting out of range, or a
-        certificate or key that will not do. Runs `on_init` the first time.
+        certificate, key or URL that will not do. Runs `on_init` the first time.
         """
         settings = {
             "max_message_size": max_message_size,
@@ -275,6 +303,19 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
             "ask_upgrade": self._overrides("on_ws_upgrade"),
             "tell_drain": self._overrides("on_ws_drain"),
         }
+        joins = {
+            "url": backplane,
+            "prefix": backplane_prefix,
+            "buffer": backplane_buffer,
+            "overflow": backplane_overflow,
+            "history": backplane_history,
+            "timeout": backplane_timeout,
+            "ca_file": backplane_ca_file,
+            "fingerprint": backplane_fingerprint,
+            "client_certfile": backplane_client_certfile,
+            "client_keyfile": backplane_client_keyfile,
+            "credentials": backplane_credentials,
+        }
         if latest is not None and not callable(latest):
             raise TypeError(f"latest={latest!r}: a function, or None")
         place = _place("port", port, sockets, reuse_port)
@@ -296,7 +337,7 @@ class HvWebServer(Reporting, Inside, Routes, ServerTopics):
                 self._initialized = False
                 raise
         settings["subprotocols"] = self._subprotocols(_names(subprotocols))  # on_init may have enabled topics
-        self._start(host, place, tls, reuse_port, settings)
+        self._start(host, place, tls, reuse_port, settings, joins)
         self._set_latest(latest)
 
     def run(

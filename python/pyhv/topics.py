@@ -109,6 +109,13 @@ class ServerTopics(_native.Server):
     def on_leave(self, topic: str, member: Any) -> None:
         """A member has left a topic: the last of its channels there has unsubscribed or ended."""
 
+    def on_backplane(self, state: str) -> None:
+        """How it stands with the engine of `start(backplane=...)` has changed.
+
+        :param state: "connected": this process hears and is heard, and has what topics keep; "lost": the engine is
+            away, or was never there, and is tried again. Why is in the log.
+        """
+
     def enable_topics(self, *, patterns: bool = False) -> None:
         """Lets clients ask for topics themselves, in the convention of docs/topics.md, from the next `start` on.
 
@@ -198,10 +205,10 @@ class ServerTopics(_native.Server):
         if not self.on_publish(channel, topic, msg):
             return "not allowed"
         try:
-            self.publish(topic, msg)
+            published = self.publish(topic, msg)
         except ValueError as error:
             return str(error)
-        return None
+        return "not now" if published is None and self.is_running else None
 
 
 def _number(position: str | None) -> tuple[str, int]:
@@ -297,7 +304,7 @@ class ClientTopics(_native.WebSocketClient):
             return False
         what, topic, members = parsed
         position = members.get("position")
-        if what == "message" and isinstance(position, str):
+        if what == "message" and (position is None or isinstance(position, str)):
             msg = _message(members)
             if msg is not None and self._is_new(topic, position):
                 self.on_topic(topic, msg)
@@ -313,12 +320,16 @@ class ClientTopics(_native.WebSocketClient):
             return False
         return True
 
-    def _is_new(self, topic: str, position: str) -> bool:
-        """Notes a message; False for one that came before, or that nobody wants any more."""
+    def _is_new(self, topic: str, position: str | None) -> bool:
+        """Notes a message; False for one that came before, or that nobody wants any more.
+
+        Without a position it has no place among the others, and comes once."""
         mine = [topic] if topic in self._topics else []
         mine += [name for name in self._topics if _is_pattern(name) and matches(name, topic)]
         if not mine:
             return not any(matches(name, topic) for name in self._topics_left)
+        if position is None:
+            return True
         epoch, number = _number(position)
         behind = [
             name for name in mine if _number(self._topics[name]) < (epoch, number) or self._of_another(name, epoch)

@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Subscribe(Box<Entrance>),
     /// Up to here.
     Unsubscribe { endpoint: Arc<Endpoint>, who: Who, filters: Vec<Arc<str>> },
+    /// Some messages are lost: those who can be told are.
+    Gap { endpoint: Arc<Endpoint>, position: topics::Position, told: Arc<[(Who, Vec<Arc<str>>)]> },
     /// A message for the subscribers of its topic on this thread but one.
     Publish { endpoint: Arc<Endpoint>, message: Arc<topics::Message>, exclude: Option<Who> },
     /// Something that the program is told in its place behind the commands before it.
@@ -108,6 +110,7 @@ impl Command {
             Self::Broadcast { .. }
             | Self::Subscribe(_)
             | Self::Unsubscribe { .. }
+            | Self::Gap { .. }
             | Self::Publish { .. }
             | Self::Tell { .. }
             | Self::CloseAll { .. }
@@ -353,6 +356,9 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, 
             round.note(endpoint, Broadcast::new(opcode, frame, payload, exclude, key));
         }
         Command::Subscribe(entrance) => topics::fanout::subscribe(io, *entrance, round, touched),
+        Command::Gap { endpoint, position, told } => {
+            topics::fanout::gap(io, &endpoint, position, &told, round, touched);
+        }
         Command::Unsubscribe { endpoint, who, filters } => topics::fanout::unsubscribe(io, &endpoint, who, &filters),
         Command::Publish { endpoint, message, exclude } => {
             topics::fanout::publish(io, &endpoint, &message, exclude, round, touched);

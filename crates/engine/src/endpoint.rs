@@ -582,6 +582,11 @@ impl Endpoint {
         self.live.load(Ordering::Acquire) == 0
     }
 
+    /// Whether one task is all that runs for this endpoint, and the program has heard of the end of all others.
+    pub(crate) fn is_idle_but_for_one(&self) -> bool {
+        self.live.load(Ordering::Acquire) == 1 && self.inbox.is_delivered()
+    }
+
     pub(crate) fn phase(&self) -> watch::Receiver<Phase> {
         self.phase.subscribe()
     }

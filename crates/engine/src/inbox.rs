@@ -94,6 +94,8 @@ pub enum Event {
         /// Has come.
         joined: bool,
     },
+    /// The backplane is there, or away: the state's name.
+    Backplane(&'static str),
     /// A warning for the log.
     Log(String),
     /// A panic on a native thread: a bug of ours, surfaces from `tick()`.
@@ -192,6 +194,7 @@ impl Batch {
                 | Event::Drain { .. }
                 | Event::StreamEnd { .. }
                 | Event::ConnectFailed(_)
+                | Event::Backplane(_)
                 | Event::Taken => 0,
             };
         self.events.push(event);
@@ -386,6 +389,12 @@ impl Inbox {
     /// Whether everything put into batch `epoch` has been delivered and answered.
     pub(crate) fn is_done(&self, epoch: u64) -> bool {
         self.done.load(Ordering::Acquire) >= epoch
+    }
+
+    /// Whether no event waits, and the callbacks of all there were have run.
+    pub(crate) fn is_delivered(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.batch.events.is_empty() && self.done.load(Ordering::Acquire) + 1 >= self.epoch.load(Ordering::Acquire)
     }
 
     pub(crate) fn fill(&self) -> Filling<'_> {

@@ -9,7 +9,7 @@
 //!
 //! * [`runtime`]: the process-wide I/O threads, and [`driver`], who drives their sockets; [`down`]: the queue going down and
 //!   the pump that empties it; `broadcast`: what goes to everybody;
-//! * [`topics`]: who gets what is published to a name;
+//! * [`topics`]: who gets what is published to a name; [`backplane`]: the same over several processes;
 //! * [`inbox`]: the queue going up; [`backlog`]: what ticks with a budget leave of it; [`wake`]: the descriptor that is
 //!   readable while it holds something;
 //! * [`endpoint`]: what a server or a client shares with its connections; [`connection`]: one WebSocket connection;
@@ -22,6 +22,7 @@
 //! * [`proxy`]: who asks when a reverse proxy stands in between; [`settings`]: every limit and timeout with its default.
 
 pub mod backlog;
+pub mod backplane;
 pub mod body;
 mod broadcast;
 pub mod client;

@@ -290,7 +290,7 @@ fn directory(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<PathBuf>> 
     }
 }
 
-fn time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
+pub(crate) fn time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Duration> {
     let number = value
         .extract::<f64>()
         .map_err(|_| PyTypeError::new_err(format!("{name}={value} is not a number of seconds")))?;
@@ -308,7 +308,7 @@ fn optional_time(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<Durati
     }
 }
 
-fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
+pub(crate) fn count(name: &str, value: &Bound<'_, PyAny>) -> PyResult<usize> {
     match value.extract::<usize>() {
         Ok(n) if n > 0 => Ok(n),
         _ => Err(PyValueError::new_err(format!("{name}={value} is not a number of at least 1"))),

@@ -11,6 +11,7 @@
 //! * [`convert`]: messages, timeouts, settings and errors from and to Python.
 
 mod around;
+mod backplane;
 mod channel;
 mod client;
 mod convert;

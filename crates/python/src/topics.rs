@@ -138,7 +138,7 @@ pub(crate) fn publish(
         let excluded = excluded.filter(|conn| Arc::ptr_eq(conn.endpoint(), endpoint));
         let excluded = excluded.map(|conn| Who::Channel(conn.channel()));
         let position = endpoint.publish(topic, opcode, payload, excluded, key.map(|KeyArgument(key)| key.as_ref()));
-        Ok(position.map(|position| position.to_string()))
+        Ok(position.map(|position| position.map(|position| position.to_string()).unwrap_or_default()))
     })
 }
 

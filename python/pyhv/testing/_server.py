@@ -66,8 +66,17 @@ class ServerCore:
         """Whether it may be ticked."""
         return self._started_once
 
-    def start(self, host: str, port: _Place, tls: tuple[_Place, Any, Any] | None, options: dict[str, Any]) -> None:
+    def start(
+        self,
+        host: str,
+        port: _Place,
+        tls: tuple[_Place, Any, Any] | None,
+        options: dict[str, Any],
+        joins: dict[str, Any],
+    ) -> None:
         self.network.check_thread()
+        if joins["url"] is not None:
+            raise ValueError("backplane=: a World has no other processes; topics are those of one server there")
         check_server(host, port, options)
         assert isinstance(port, int)
         if self._run is not None:
@@ -444,6 +453,16 @@ class MemoryServer(_native.Server):
         """Raises UnsupportedOperation: the native side does not see what passes in memory."""
         raise UnsupportedOperation("stats: a server in a World counts nothing")
 
+    @property
+    def backplane_state(self) -> None:
+        """As `HvWebServer.backplane_state`: there is none in the World."""
+        return None
+
+    @property
+    def backplane_dropped(self) -> int:
+        """As `HvWebServer.backplane_dropped`."""
+        return 0
+
     def broadcast(self, msg: Any, exclude: WebSocketChannel | None = None, *, key: str | bytes | None = None) -> None:
         """As `HvWebServer.broadcast`."""
         self._pyhv_core.broadcast(msg, exclude, key)
@@ -507,6 +526,12 @@ class MemoryServer(_native.Server):
         self._pyhv_core.set_latest(function)
 
     def _start(
-        self, host: str, port: _Place, tls: tuple[_Place, Any, Any] | None, reuse_port: bool, options: dict[str, Any]
+        self,
+        host: str,
+        port: _Place,
+        tls: tuple[_Place, Any, Any] | None,
+        reuse_port: bool,
+        options: dict[str, Any],
+        joins: dict[str, Any] | None = None,
     ) -> None:
-        self._pyhv_core.start(host, port, tls, options)
+        self._pyhv_core.start(host, port, tls, options, joins or {"url": None})

@@ -1,7 +1,7 @@
 //! The seam where processes are joined: what a backplane (NATS, Redis) is told, and how it hands over what others did.
 //!
 //! A process by itself has [`Alone`]. Another one gets into an endpoint with [`Endpoint::join`](crate::endpoint::Endpoint::join),
-//! before anything is published.
+//! before anything is published. [`Joined`](crate::backplane::Joined) is what there is.
 //!
 //! # Rules of order
 //!
@@ -18,10 +18,15 @@
 //!    agree on: an epoch of the whole system and a number that only grows (the sequence of a JetStream stream, INCR in the
 //!    script that publishes in Redis). Then any node can resume any client, for as long as each keeps history for the topics
 //!    that it hears. A node that lost its link hands over what it missed, or uses another epoch when it cannot.
-//! 5. The echo of what went [`Route::Here`] is the backplane's to drop: it knows by the node's identity, which it puts into what
-//!    it sends.
+//!    With [`Route::Pass`] a message is delivered at once, here and by `passed` on the other nodes, and its position is the newest
+//!    one known: whoever resumes behind that is told that something of such a topic may be missing. Both kinds go together,
+//!    since these leave the common sequence alone.
+//! 5. The echo of what went [`Route::Here`] or [`Route::Pass`] is the backplane's to drop: it knows by the node's identity, which it
+//!    puts into what it sends.
 //! 6. Interest is told when the first local subscriber of a filter comes and when the last one goes. A node that keeps history
 //!    for topics without local subscribers has to hear them all the same: that is the backplane's setting.
+//!    A node that has joined and is not level yet, [`Endpoint::level`](crate::endpoint::Endpoint::level), does not know what it
+//!    has missed: subscriptions that resume get what is published, and wait with what they missed, and with their confirmation.
 //! 7. Presence is told once for each member of this node, however many channels it has here. When another node is lost the
 //!    backplane takes back each member that this one had announced.
 
@@ -35,14 +40,22 @@ use std::sync::Arc;
 pub enum Route {
     /// Local subscribers get it now.
     Here,
+    /// They get it now, and it has no place among the positions: nobody resumes behind it.
+    Pass,
     /// They get it when it comes back.
     Back,
+    /// Nobody gets it: the backplane takes no more.
+    Refused,
 }
 
 /// What joins this process to others; see the module for who calls when.
 pub trait Backplane: Debug + Send + Sync {
-    /// A local publish. Its position is the node's own. `exclude`: who does not get it, known to this node alone.
-    fn publish(&self, message: &Arc<Message>, exclude: Option<Who>) -> Route;
+    /// A local publish. Its position is the node's own. `kept`: the nodes are together, and its topic keeps messages. `exclude`: who does not
+    /// get it, known to this node alone.
+    fn publish(&self, message: &Arc<Message>, kept: bool, exclude: Option<Who>) -> Route;
+
+    /// A subscriber has ended: its number may soon be that of another.
+    fn gone(&self, who: Who);
 
     /// The first local subscriber of a filter has come, or the last one has gone.
     fn interest(&self, filter: &str, wanted: bool);
@@ -56,9 +69,11 @@ pub trait Backplane: Debug + Send + Sync {
 pub struct Alone;
 
 impl Backplane for Alone {
-    fn publish(&self, _: &Arc<Message>, _: Option<Who>) -> Route {
+    fn publish(&self, _: &Arc<Message>, _: bool, _: Option<Who>) -> Route {
         Route::Here
     }
+
+    fn gone(&self, _: Who) {}
 
     fn interest(&self, _: &str, _: bool) {}
 

@@ -4,7 +4,7 @@
 //! applied all that waited: so several topics, sends and broadcasts of a tick leave in one write, in the order of the calls.
 
 use super::message::{Forms, Message, notice};
-use super::{Begin, Entrance, Subscriber, Who, message};
+use super::{Ahead, Begin, Entrance, Position, Shard, Subscriber, Who, matches, message};
 use crate::broadcast::{Room, Round};
 use crate::connection::Connection;
 use crate::endpoint::Endpoint;
@@ -54,36 +54,67 @@ pub(crate) fn publish(
     round: &mut Round,
     touched: &mut Vec<Arc<Connection>>,
 ) {
-    let index = endpoint.topics.shards[io.index].lock();
+    let Shard { index, ahead } = &mut *endpoint.topics.shards[io.index].lock();
     let mut forms = Forms::new(endpoint, message);
     index.for_each(&message.topic, |who, subscriber| {
-        if exclude != Some(who) {
+        if exclude != Some(who) && (ahead.is_empty() || !has_had(ahead, who, message)) {
             give(endpoint, subscriber, &mut forms, round, touched);
         }
     });
 }
 
-/// The turn of a subscription: says that there is one, and gives what was missed.
-pub(crate) fn subscribe(io: &IoThread, entrance: Entrance, round: &mut Round, touched: &mut Vec<Arc<Connection>>) {
-    let Entrance { endpoint, subscriber, filters, missed, begin, confirm } = entrance;
-    {
-        let mut index = endpoint.topics.shards[io.index].lock();
-        // Looked at under the lock under which all are forgotten when the owner goes.
-        if endpoint.is_abandoned() {
-            return;
-        }
-        for filter in &filters {
-            index.insert(filter, subscriber.who(), subscriber.clone());
+/// Whether a subscriber has come from another node with a message. What the others have come up to is forgotten.
+fn has_had(ahead: &mut Ahead, who: Who, message: &Message) -> bool {
+    let Message { topic, position, placed, .. } = message;
+    let Some(filters) = ahead.get_mut(&who).filter(|_| *placed) else { return false };
+    filters.retain(|(_, had)| had.epoch == position.epoch && had.seq >= position.seq);
+    let had = filters.iter().any(|(filter, _)| matches(filter, topic));
+    if filters.is_empty() {
+        ahead.remove(&who);
+    }
+    had
+}
+
+/// The turn of a message that says that some are lost. `told`: who is to hear it, and of which filters.
+pub(crate) fn gap(
+    io: &IoThread,
+    endpoint: &Arc<Endpoint>,
+    position: Position,
+    told: &[(Who, Vec<Arc<str>>)],
+    round: &mut Round,
+    touched: &mut Vec<Arc<Connection>>,
+) {
+    let shard = endpoint.topics.shards[io.index].lock();
+    for (who, filters) in told {
+        // Those of other threads are not there.
+        let Some(subscriber) = filters.first().and_then(|filter| shard.index.get(filter, *who)) else { continue };
+        let speaks = match subscriber {
+            Subscriber::Channel(conn) => endpoint.topics.are_spoken_by(conn),
+            Subscriber::Stream { .. } => true,
+        };
+        if speaks {
+            say(endpoint, subscriber, filters, Begin { position, complete: false }, round, touched);
         }
     }
+}
+
+/// Says how a subscription begins, or goes on.
+fn say(
+    endpoint: &Arc<Endpoint>,
+    subscriber: &Subscriber,
+    filters: &[Arc<str>],
+    begin: Begin,
+    round: &mut Round,
+    touched: &mut Vec<Arc<Connection>>,
+) {
     let Begin { position, complete } = begin;
-    match &subscriber {
+    match subscriber {
         Subscriber::Channel(conn) => {
-            for filter in &confirm {
+            for filter in filters {
                 let topic = message::json(filter);
                 let text =
                     format!(r#"{{"pyhv":"subscribed","topic":{topic},"position":"{position}","complete":{complete}}}"#);
-                queue(conn, &mut notice(&endpoint, &text, None), round, touched);
+                queue(conn, &mut notice(endpoint, &text, None), round, touched);
             }
         }
         Subscriber::Stream { stream, .. } => {
@@ -91,6 +122,28 @@ pub(crate) fn subscribe(io: &IoThread, entrance: Entrance, round: &mut Round, to
             let gap = if complete { "" } else { "event: gap\ndata:\n" };
             let _ = stream.write(format!("id: {position}\n{gap}\n").into());
         }
+    }
+}
+
+/// The turn of a subscription: says that there is one, and gives what was missed.
+pub(crate) fn subscribe(io: &IoThread, entrance: Entrance, round: &mut Round, touched: &mut Vec<Arc<Connection>>) {
+    let Entrance { endpoint, subscriber, filters, missed, begin, ahead, confirm } = entrance;
+    {
+        let shard = &mut *endpoint.topics.shards[io.index].lock();
+        // Looked at under the lock under which all are forgotten when the owner goes.
+        if endpoint.is_abandoned() {
+            return;
+        }
+        for filter in &filters {
+            shard.index.insert(filter, subscriber.who(), subscriber.clone());
+        }
+        if let Some(position) = ahead {
+            let had = shard.ahead.entry(subscriber.who()).or_default();
+            had.extend(filters.iter().map(|filter| (Arc::clone(filter), position)));
+        }
+    }
+    if let Some(begin) = begin {
+        say(&endpoint, &subscriber, &confirm, begin, round, touched);
     }
     let mut queued = 0;
     for message in missed {
@@ -109,8 +162,14 @@ pub(crate) fn subscribe(io: &IoThread, entrance: Entrance, round: &mut Round, to
 pub(crate) fn unsubscribe(io: &IoThread, endpoint: &Endpoint, who: Who, filters: &[Arc<str>]) {
     let mut gone = Vec::with_capacity(filters.len());
     {
-        let mut index = endpoint.topics.shards[io.index].lock();
-        gone.extend(filters.iter().map(|filter| index.remove(filter, who)));
+        let shard = &mut *endpoint.topics.shards[io.index].lock();
+        gone.extend(filters.iter().map(|filter| shard.index.remove(filter, who)));
+        if let Some(ahead) = shard.ahead.get_mut(&who) {
+            ahead.retain(|(filter, _)| !filters.contains(filter));
+            if ahead.is_empty() {
+                shard.ahead.remove(&who);
+            }
+        }
     }
     // It may have the last reference to a connection: not under the lock.
     drop(gone);

@@ -32,7 +32,7 @@ impl Rules {
         self.0.extend(keep.map(|keep| (Arc::from(filter), keep)));
     }
 
-    fn of(&self, topic: &str) -> Option<Keep> {
+    pub(crate) fn of(&self, topic: &str) -> Option<Keep> {
         self.0.iter().rev().find(|(filter, _)| matches(filter, topic)).map(|(_, keep)| *keep)
     }
 }
@@ -93,6 +93,11 @@ impl History {
     pub(crate) fn new(max_topics: usize, max_bytes: usize) -> Self {
         let (rules, records, order) = (Rules::default(), HashMap::new(), BTreeMap::new());
         Self { rules, records, order, bytes: 0, floor: 0, max_topics, max_bytes }
+    }
+
+    /// Whether messages of a topic are kept.
+    pub(crate) fn keeps(&self, topic: &str) -> bool {
+        self.rules.of(topic).is_some()
     }
 
     /// Other rules from here on. `newest`: the last message so far, of whatever topic.

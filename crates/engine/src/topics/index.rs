@@ -45,6 +45,15 @@ impl<V> Node<V> {
         }
     }
 
+    fn get(&self, levels: &mut std::str::Split<'_, char>) -> Option<&Set<V>> {
+        match levels.next() {
+            None => Some(&self.here),
+            Some("#") => Some(&self.rest),
+            Some("+") => self.any.as_ref()?.get(levels),
+            Some(level) => self.levels.get(level)?.get(levels),
+        }
+    }
+
     /// Removes, and cuts branches that have become empty.
     fn remove(&mut self, levels: &mut std::str::Split<'_, char>, who: Who) -> Option<(V, bool)> {
         fn out<V>(set: &mut Set<V>, who: Who) -> Option<(V, bool)> {
@@ -132,6 +141,14 @@ impl<V> Index<V> {
         Some((value, last))
     }
 
+    /// The value of one subscriber of a filter.
+    pub(crate) fn get(&self, filter: &str, who: Who) -> Option<&V> {
+        if is_pattern(filter) {
+            return self.patterns.get(&mut filter.split('/'))?.get(&who);
+        }
+        self.exact.get(filter)?.get(&who)
+    }
+
     /// The sets of the filters that mean a topic, none of them empty.
     fn sets(&self, topic: &str) -> Vec<&Set<V>> {
         let mut found = Vec::new();
@@ -201,6 +218,8 @@ mod tests {
         }
         for (number, (filter, ..)) in TABLE.iter().enumerate() {
             assert_eq!(index.remove(filter, Who::Stream(99)), None);
+            assert_eq!(index.get(filter, Who::Stream(99)), None);
+            assert_eq!(index.get(filter, Who::Stream(number as u64)), Some(&()));
             assert_eq!(index.remove(filter, Who::Stream(number as u64)), Some(((), true)));
             assert_eq!(index.remove(filter, Who::Stream(number as u64)), None);
         }

@@ -45,6 +45,8 @@ pub struct Message {
     pub topic: Arc<str>,
     /// Where it stands.
     pub position: Position,
+    /// False: it has no place of its own, and this is the newest there was.
+    pub placed: bool,
     /// Text or binary.
     pub opcode: Opcode,
     /// Text is valid UTF-8.
@@ -73,7 +75,7 @@ impl Message {
     /// `frame`: of [`frame`].
     pub(crate) fn new(topic: &str, position: Position, opcode: Opcode, frame: (Bytes, usize)) -> Self {
         let (plain, header) = frame;
-        Self { topic: topic.into(), position, opcode, payload: plain.slice(header..), plain, key: None }
+        Self { topic: topic.into(), position, placed: true, opcode, payload: plain.slice(header..), plain, key: None }
     }
 
     /// The same with a key, which is the topic's own: a send with an equal one has nothing to do with it.
@@ -81,6 +83,17 @@ impl Message {
         // A name has no control characters.
         self.key = key.map(|key| [b"\0", self.topic.as_bytes(), b"\0", key].concat().into());
         self
+    }
+
+    /// The key as it was given.
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        Some(&self.key.as_ref()?[self.topic.len() + 2..])
+    }
+
+    /// The same without a place of its own, behind `position`.
+    pub(crate) fn behind(&self, position: Position) -> Self {
+        let (topic, payload, plain) = (Arc::clone(&self.topic), self.payload.clone(), self.plain.clone());
+        Self { topic, position, placed: false, opcode: self.opcode, payload, plain, key: self.key.clone() }
     }
 
     /// What it costs to keep it.
@@ -101,8 +114,9 @@ impl Message {
             Some(text) => ("text", json(text)),
             None => ("base64", format!("\"{}\"", BASE64.encode(&self.payload))),
         };
-        let (topic, position) = (json(&self.topic), self.position);
-        format!(r#"{{"pyhv":"message","topic":{topic},"position":"{position}","{name}":{value}}}"#)
+        let topic = json(&self.topic);
+        let position = if self.placed { format!(r#""position":"{}","#, self.position) } else { String::new() };
+        format!(r#"{{"pyhv":"message","topic":{topic},{position}"{name}":{value}}}"#)
     }
 
     /// For an event stream (WHATWG HTML section 9.2.5). `named`: the type of the event is the topic.
@@ -202,6 +216,7 @@ mod tests {
             text.envelope(),
             r#"{"pyhv":"message","topic":"ré/7","position":"00000000000000ab-12","text":"a\"\r\nb"}"#
         );
+        assert_eq!(text.behind(text.position).envelope(), r#"{"pyhv":"message","topic":"ré/7","text":"a\"\r\nb"}"#);
         assert_eq!(text.event(false), "id: 00000000000000ab-12\ndata: a\"\ndata: b\n\n");
         assert_eq!(text.event(true), "id: 00000000000000ab-12\nevent: ré/7\ndata: a\"\ndata: b\n\n");
         let binary = message(Opcode::Binary, &[0, 255, 10]);

@@ -10,6 +10,7 @@
 //! | `presence` | members |
 //! | `fanout` | the I/O threads' side: what reaches a subscriber |
 //! | [`backplane`] | the seam to other processes |
+//! | `joined` | what comes from there |
 //!
 //! There are two registers of subscribers. The *board*, under one lock, is what the program sees: it is right the moment a call
 //! returns. Each I/O thread has an index of its own channels, which changes when the command for it has its turn in the queue
@@ -24,6 +25,7 @@ pub mod backplane;
 pub(crate) mod fanout;
 mod history;
 mod index;
+mod joined;
 mod message;
 mod name;
 mod presence;
@@ -39,12 +41,12 @@ use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::wire::Opcode;
 use backplane::{Alone, Backplane, Route};
-use bytes::Bytes;
 use history::{History, Missed};
 pub use history::{Keep, Rules};
 use index::Index;
 use indexmap::IndexMap;
 pub use message::{Message, Position};
+use name::is_pattern;
 pub use name::{NameError, check_filter, check_name, matches};
 use parking_lot::Mutex;
 use presence::Presence;
@@ -142,8 +144,10 @@ pub(crate) struct Entrance {
     filters: Vec<Arc<str>>,
     /// What it missed.
     missed: Vec<Arc<Message>>,
-    /// What it is told before that.
-    begin: Begin,
+    /// What it is told before that; `None`: nothing yet.
+    begin: Option<Begin>,
+    /// It has had what comes up to there.
+    ahead: Option<Position>,
     /// Filters whose subscription is confirmed to a client that asked.
     confirm: Vec<Arc<str>>,
 }
@@ -162,14 +166,38 @@ struct Board {
     history: History,
     presence: Presence,
     backplane: Arc<dyn Backplane>,
+    /// Positions are those of many nodes.
+    joined: bool,
+    /// Subscriptions that wait until this node knows what they have missed; `None`: it does.
+    waiting: Option<Vec<Waiting>>,
 }
+
+/// A subscription that has begun to get messages, but not yet what it missed.
+#[derive(Debug)]
+struct Waiting {
+    subscriber: Subscriber,
+    filters: Vec<Arc<str>>,
+    after: After,
+    confirm: Vec<Arc<str>>,
+}
+
+/// The subscribers of one I/O thread.
+#[derive(Debug, Default)]
+struct Shard {
+    index: Index<Subscriber>,
+    /// Who has had the messages of some filters up to a position that this node has not come to. Nearly always empty.
+    ahead: Ahead,
+}
+
+/// Up to where a subscriber has had what some filters mean.
+type Ahead = HashMap<Who, Vec<(Arc<str>, Position)>>;
 
 /// The topics of one endpoint; see the module.
 pub struct Topics {
     /// Guards what the program sees; held for one call, never while the program's code runs.
     board: Mutex<Board>,
     /// The subscribers of each I/O thread, which alone locks it while the endpoint lives.
-    shards: Box<[Mutex<Index<Subscriber>>]>,
+    shards: Box<[Mutex<Shard>]>,
     /// Whether clients may ask for topics.
     pub spoken: bool,
 }
@@ -192,6 +220,8 @@ impl Topics {
                 history: History::new(settings.max_topics, settings.max_history_bytes),
                 presence: Presence::default(),
                 backplane: Arc::new(Alone),
+                joined: false,
+                waiting: None,
             }),
             shards: (0..threads).map(|_| Mutex::default()).collect(),
             spoken: settings.subprotocols.iter().any(|name| name == SUBPROTOCOL),
@@ -204,6 +234,8 @@ impl Topics {
             let index = std::mem::take(&mut *shard.lock());
             drop(index);
         }
+        let waiting = self.board.lock().waiting.as_mut().map(std::mem::take);
+        drop(waiting);
     }
 
     /// Whether a channel speaks the convention of docs/topics.md.
@@ -258,11 +290,29 @@ impl Board {
         Position { epoch: self.epoch, seq: self.seq }
     }
 
+    /// Goes over to the epoch of a message that comes next; true: it is another one.
+    fn enter(&mut self, position: Position) -> bool {
+        let new = position.epoch != self.epoch;
+        if new {
+            // What is kept has positions of a sequence that has ended.
+            self.epoch = position.epoch;
+            self.seq = position.seq.saturating_sub(1);
+            self.history.clear(self.seq);
+            self.began.values_mut().for_each(|began| *began = self.seq);
+        }
+        new
+    }
+
     /// What a subscription to `filters` begins with.
     fn begin(&mut self, filters: &[&str], after: After) -> (Begin, Vec<Arc<Message>>) {
         let newest = self.position();
         let (seq, known) = match after {
             After::Now => return (Begin { position: newest, complete: true }, Vec::new()),
+            // Another node was ahead of this one.
+            After::Position(Some(position)) if self.is_ahead(position) => {
+                let complete = filters.iter().all(|filter| is_pattern(filter) || self.history.keeps(filter));
+                return (Begin { position, complete }, Vec::new());
+            }
             After::Oldest => (0, false),
             // Of another run, or never given out: whatever is kept the subscriber has not seen.
             After::Position(Some(position)) if position.epoch == self.epoch && position.seq <= self.seq => {
@@ -270,7 +320,9 @@ impl Board {
             }
             After::Position(_) => (0, false),
         };
-        let Missed { messages, complete } = self.history.since(filters, seq, newest.seq, Instant::now());
+        // With others, messages of topics that keep none are not counted: there is always one that may have been missed.
+        let uncounted = if self.joined { u64::MAX } else { newest.seq };
+        let Missed { messages, complete } = self.history.since(filters, seq, uncounted, Instant::now());
         let complete = after == After::Oldest || (known && complete);
         let from = match messages.first() {
             _ if known && complete => seq,
@@ -278,6 +330,10 @@ impl Board {
             None => newest.seq,
         };
         (Begin { position: Position { seq: from, ..newest }, complete }, messages)
+    }
+
+    fn is_ahead(&self, position: Position) -> bool {
+        self.joined && position.epoch == self.epoch && position.seq > self.seq
     }
 
     fn joined(&mut self, endpoint: &Arc<Endpoint>, topic: &Arc<str>, member: &Arc<str>) {
@@ -311,9 +367,11 @@ impl Board {
         }
     }
 
-    /// A message that has its position: kept, and sent to whom it is for.
+    /// A message that has its position: kept if that is its own, and sent to whom it is for.
     fn deliver(&mut self, endpoint: &Arc<Endpoint>, message: Arc<Message>, exclude: Option<Who>) {
-        self.history.note(&message, Instant::now());
+        if message.placed {
+            self.history.note(&message, Instant::now());
+        }
         if !self.subscribers.has(&message.topic) {
             return;
         }
@@ -366,6 +424,8 @@ impl Endpoint {
         if !new.is_empty() && there.map_or(0, IndexMap::len) + new.len() > limit {
             return Err(Refusal::TooMany(limit));
         }
+        // Until this node knows what it keeps, only what is new is sure.
+        let waits = board.waiting.is_some() && after != After::Now && !new.is_empty();
         let (mut begin, mut missed) = if new.is_empty() {
             let position = board.position();
             // What came before the subscription that there is it cannot bring any more.
@@ -378,9 +438,12 @@ impl Endpoint {
                 After::Now | After::Oldest => true,
             };
             (Begin { position, complete }, Vec::new())
+        } else if waits {
+            (Begin { position: board.position(), complete: true }, Vec::new())
         } else {
             board.begin(&new, after)
         };
+        let ahead = (!new.is_empty() && !waits && board.is_ahead(begin.position)).then_some(begin.position);
         if let Subscriber::Stream { .. } = subscriber {
             self.shorten(&mut begin, &mut missed);
         }
@@ -410,11 +473,17 @@ impl Endpoint {
                 }
             }
         }
-        let confirm: Vec<Arc<str>> = if confirm { filters.iter().map(|&f| Arc::from(f)).collect() } else { Vec::new() };
+        let mut confirm: Vec<Arc<str>> =
+            if confirm { filters.iter().map(|&f| Arc::from(f)).collect() } else { Vec::new() };
+        if let Some(waiting) = board.waiting.as_mut().filter(|_| waits) {
+            let (subscriber, filters) = (subscriber.clone(), entrance.clone());
+            waiting.push(Waiting { subscriber, filters, after, confirm: std::mem::take(&mut confirm) });
+        }
         if !entrance.is_empty() || !confirm.is_empty() {
             let io = Arc::clone(subscriber.io());
             let endpoint = Arc::clone(self);
-            let entrance = Entrance { endpoint, subscriber, filters: entrance, missed, begin, confirm };
+            let begin = (!waits).then_some(begin);
+            let entrance = Entrance { endpoint, subscriber, filters: entrance, missed, begin, ahead, confirm };
             DownQueue::push(&io, Command::Subscribe(Box::new(entrance)));
         }
         Ok(begin)
@@ -446,6 +515,9 @@ impl Endpoint {
             board.subscriptions.remove(&who);
         }
         board.remove(self, who, &filter, member.as_ref());
+        for waiting in board.waiting.iter_mut().flatten().filter(|waiting| waiting.subscriber.who() == who) {
+            waiting.filters.retain(|other| *other != filter);
+        }
         let command = Command::Unsubscribe { endpoint: Arc::clone(self), who, filters: vec![filter] };
         DownQueue::push(subscriber.io(), command);
         true
@@ -455,6 +527,10 @@ impl Endpoint {
     fn leave(self: &Arc<Self>, who: Who, io: &Arc<IoThread>) {
         let board = &mut *self.topics.board.lock();
         let Some(mine) = board.subscriptions.remove(&who) else { return };
+        board.backplane.gone(who);
+        if let Some(waiting) = &mut board.waiting {
+            waiting.retain(|other| other.subscriber.who() != who);
+        }
         for (filter, member) in &mine {
             board.remove(self, who, filter, member.as_ref());
         }
@@ -467,8 +543,9 @@ impl Endpoint {
         self.leave(subscriber.who(), subscriber.io());
     }
 
-    /// Publishes a message to a topic, whose name is well formed. Text is valid UTF-8. Returns its position on this node; `None`:
-    /// the backplane gives it one. `key`: for a channel it replaces one of the topic with an equal key that has not left.
+    /// Publishes a message to a topic, whose name is well formed. Text is valid UTF-8. `key`: for a channel it replaces one of the
+    /// topic with an equal key that has not left. Returns its position on this node; `Some(None)`: the backplane gives it one;
+    /// `None`: it was refused.
     pub fn publish(
         self: &Arc<Self>,
         topic: &str,
@@ -476,62 +553,20 @@ impl Endpoint {
         payload: &[u8],
         exclude: Option<Who>,
         key: Option<&[u8]>,
-    ) -> Option<Position> {
+    ) -> Option<Option<Position>> {
         let frame = message::frame(opcode, payload);
         let board = &mut *self.topics.board.lock();
         let position = Position { seq: board.seq + 1, ..board.position() };
         let message = Arc::new(Message::new(topic, position, opcode, frame).with_key(key));
-        if board.backplane.publish(&message, exclude) == Route::Back {
-            return None;
-        }
+        let kept = board.joined && board.history.keeps(topic);
+        let (position, message) = match board.backplane.publish(&message, kept, exclude) {
+            Route::Refused => return None,
+            Route::Back => return Some(None),
+            Route::Pass => (board.position(), Arc::new(message.behind(board.position()))),
+            Route::Here => (position, message),
+        };
         board.seq = position.seq;
         board.deliver(self, message, exclude);
-        Some(position)
-    }
-
-    // What a backplane calls; see its module for the rules.
-
-    /// Joins this process to others.
-    pub fn join(&self, backplane: Arc<dyn Backplane>) {
-        self.topics.board.lock().backplane = backplane;
-    }
-
-    /// A message has come from another node, or back to this one. `position`: what all nodes agree on; `None`: the next of
-    /// this node. One that is not above the newest has been here before, and is left out: false.
-    pub fn arrived(
-        self: &Arc<Self>,
-        topic: &str,
-        opcode: Opcode,
-        payload: &Bytes,
-        position: Option<Position>,
-        exclude: Option<Who>,
-    ) -> bool {
-        let frame = message::frame(opcode, payload);
-        let board = &mut *self.topics.board.lock();
-        let position = position.unwrap_or(Position { seq: board.seq + 1, ..board.position() });
-        if position.epoch != board.epoch {
-            // What is kept has positions of a sequence that has ended.
-            board.epoch = position.epoch;
-            board.history.clear(position.seq.saturating_sub(1));
-        } else if position.seq <= board.seq {
-            return false;
-        }
-        board.seq = position.seq;
-        board.deliver(self, Arc::new(Message::new(topic, position, opcode, frame)), exclude);
-        true
-    }
-
-    /// The first channel of a member has come to a topic on another node, or the last one there has left.
-    pub fn presence_elsewhere(self: &Arc<Self>, topic: &str, member: &str, here: bool) {
-        let board = &mut *self.topics.board.lock();
-        let (topic, member) = (Arc::from(topic), Arc::from(member));
-        let change = if here {
-            board.presence.join(&topic, &member, false)
-        } else {
-            board.presence.leave(&topic, &member, false)
-        };
-        if change.all {
-            tell(self, &topic, &member, here);
-        }
+        Some(Some(position))
     }
 }

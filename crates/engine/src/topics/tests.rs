@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::stream::StreamBody;
+use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ impl Recorder {
 }
 
 impl Backplane for Recorder {
-    fn publish(&self, message: &Arc<Message>, exclude: Option<Who>) -> Route {
+    fn gone(&self, _: Who) {}
+
+    fn publish(&self, message: &Arc<Message>, _: bool, exclude: Option<Who>) -> Route {
         let Message { topic, position, .. } = &**message;
         self.told.lock().push(format!("publish {topic} {} {}", position.seq, exclude.is_some()));
         if self.back.load(Ordering::Relaxed) { Route::Back } else { Route::Here }
@@ -43,7 +46,7 @@ impl Node {
     fn new() -> Self {
         let endpoint = Endpoint::new(Settings::default(), None).unwrap();
         let backplane = Arc::new(Recorder::default());
-        endpoint.join(Arc::<Recorder>::clone(&backplane));
+        endpoint.join(Arc::<Recorder>::clone(&backplane), false);
         Self { endpoint, backplane }
     }
 
@@ -58,12 +61,12 @@ impl Node {
     }
 
     fn publish(&self, topic: &str) -> Option<u64> {
-        self.endpoint.publish(topic, Opcode::Text, b"x", None, None).map(|position| position.seq)
+        self.endpoint.publish(topic, Opcode::Text, b"x", None, None).flatten().map(|position| position.seq)
     }
 
     fn arrived(&self, topic: &str, position: Option<(u64, u64)>) -> bool {
         let position = position.map(|(epoch, seq)| Position { epoch, seq });
-        self.endpoint.arrived(topic, Opcode::Text, &Bytes::from_static(b"y"), position, None)
+        self.endpoint.arrived(topic, Opcode::Text, &Bytes::from_static(b"y"), None, position, None)
     }
 }
 
@@ -189,4 +192,64 @@ fn a_stream_is_not_given_more_than_may_wait() {
     assert!(!begin.complete);
     assert_eq!(events, (begin.position.seq + 1..=50).collect::<Vec<_>>());
     assert!((10..20).contains(&events.len()));
+}
+
+/// A node that is together with others, as the backplane of this crate makes it.
+fn together() -> Node {
+    let node = Node::new();
+    node.endpoint.join(Arc::<Recorder>::clone(&node.backplane), true);
+    node.backplane.back.store(true, Ordering::Relaxed);
+    let mut rules = Rules::default();
+    rules.set("a", Some(Keep { messages: 10, age: None, bytes: 1 << 20 }));
+    node.endpoint.topics.set_rules(rules);
+    node
+}
+
+fn at(seq: u64) -> Position {
+    Position { epoch: 7, seq }
+}
+
+#[test]
+fn who_resumes_before_the_node_is_level_waits_for_what_it_missed() {
+    let node = together();
+    let ((one, mut body), (two, mut other)) = (node.stream(), node.stream());
+    node.endpoint.subscribe(one, &["a"], After::Position(Some(at(41))), None, false).unwrap();
+    node.endpoint.subscribe(two, &["a"], After::Now, None, false).unwrap();
+    for seq in 40..=44 {
+        node.endpoint.refill("a", Opcode::Text, &Bytes::from_static(b"y"), None, at(seq));
+    }
+    node.endpoint.level(at(44));
+    assert!(node.arrived("a", Some((7, 45))));
+    assert_eq!(given(&mut body, 45), [42, 43, 44, 45]);
+    assert_eq!(given(&mut other, 45), [45]);
+}
+
+#[test]
+fn who_comes_from_a_node_that_was_ahead_gets_nothing_twice() {
+    let node = together();
+    node.endpoint.level(at(40));
+    let (one, mut body) = node.stream();
+    let begin = node.endpoint.subscribe(one, &["a"], After::Position(Some(at(42))), None, false).unwrap();
+    assert_eq!(begin, Begin { position: at(42), complete: true });
+    for seq in 41..=44 {
+        assert!(node.arrived("a", Some((7, seq))));
+    }
+    assert_eq!(given(&mut body, 44), [43, 44]);
+    // What another epoch says of its numbers is nothing to go by.
+    let (two, _body) = node.stream();
+    let after = After::Position(Some(Position { epoch: 6, seq: 99 }));
+    assert!(!node.endpoint.subscribe(two, &["a"], after, None, false).unwrap().complete);
+}
+
+#[test]
+fn messages_without_a_place_leave_the_positions_alone() {
+    let node = together();
+    node.endpoint.level(at(40));
+    let before = node.endpoint.topics.position();
+    node.endpoint.passed("b", Opcode::Text, &Bytes::from_static(b"y"), None);
+    assert_eq!(node.endpoint.topics.position(), before);
+    // Who comes back to such a topic may have missed something, however new its position is.
+    let (one, _body) = node.stream();
+    let begin = node.endpoint.subscribe(one, &["b"], After::Position(Some(at(40))), None, false).unwrap();
+    assert!(!begin.complete);
 }

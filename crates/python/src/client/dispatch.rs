@@ -135,6 +135,7 @@ impl WebSocketClient {
             | Event::Http(_)
             | Event::Access(_)
             | Event::Presence { .. }
+            | Event::Backplane(_)
             | Event::Taken => Ok(()),
         }
     }

@@ -90,6 +90,12 @@ impl Server {
                 }
                 Ok(())
             }
+            Event::Backplane(state) => {
+                if let Err(error) = slf.call_method1(intern!(py, "on_backplane"), (state,)) {
+                    callback_failed(slf, "on_backplane", error)?;
+                }
+                Ok(())
+            }
             Event::Access(record) => match around::log_access(slf, &record) {
                 Err(error) => callback_failed(slf, "the access log", error),
                 Ok(()) => Ok(()),

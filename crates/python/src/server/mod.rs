@@ -3,6 +3,7 @@
 mod dispatch;
 
 use crate::around;
+use crate::backplane;
 use crate::channel::WebSocketChannel;
 use crate::convert::{self, CloseCode, KeyArgument};
 use crate::handler::{Handler, Handlers};
@@ -14,6 +15,7 @@ use crate::stopping::{self, GOING_AWAY, Leave, Stopping};
 use crate::ticker::{Budget, Ticker, callback_failed, check_process};
 use crate::topics;
 use parking_lot::Mutex;
+use pyhv_engine::backplane::Joined;
 use pyhv_engine::down::Cork;
 use pyhv_engine::endpoint::Endpoint;
 use pyhv_engine::files::{Files, Options};
@@ -45,6 +47,8 @@ pub(crate) struct Server {
     pub(crate) handlers: Handlers,
     /// What topics keep.
     kept: topics::Kept,
+    /// What joins this run to other processes. Guards it while it is looked up or replaced.
+    joined: Mutex<Option<Joined>>,
     /// What `start(latest=...)` was given.
     latest: Mutex<Option<Py<PyAny>>>,
     /// By number. Guards the list while it is read or changed; no Python code runs under it.
@@ -98,6 +102,7 @@ impl Server {
             around: Mutex::default(),
             handlers: Handlers::default(),
             kept: topics::Kept::default(),
+            joined: Mutex::new(None),
             latest: Mutex::new(None),
             channels: Mutex::new(Vec::new()),
             wake: Mutex::new(None),
@@ -118,7 +123,9 @@ impl Server {
         drop(before);
     }
 
-    /// Listens. port: or descriptors of sockets; tls: the same with certificate file and key file.
+    /// Listens. port: or descriptors of sockets; tls: the same with certificate file and key file; joins: what `backplane=` and
+    /// its settings are.
+    #[pyo3(signature = (host, port, tls, reuse_port, options, joins=None))]
     fn _start(
         &self,
         py: Python<'_>,
@@ -127,6 +134,7 @@ impl Server {
         tls: Option<(Where, PathBuf, PathBuf)>,
         reuse_port: bool,
         options: &Bound<'_, PyDict>,
+        joins: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
         let place = port.place("port", host, reuse_port)?;
         if let Some(server) = self.running() {
@@ -135,6 +143,7 @@ impl Server {
             return Err(PyRuntimeError::new_err(format!("the server runs already, on {address}: stop() it first")));
         }
         let settings = convert::settings(options)?;
+        let joins = joins.map(backplane::config).transpose()?.flatten();
         let wake = self.wake.lock().clone();
         let router = self.router.lock().clone();
         let around = self.around.lock().clone();
@@ -153,6 +162,7 @@ impl Server {
             engine::Server::start(endpoint, router, around, listen).map_err(|e| convert::listen_error(&e))
         })?;
         server.endpoint.topics.set_rules(self.kept.rules());
+        *self.joined.lock() = joins.map(|config| Joined::start(&server.endpoint, config));
         self.stopping.take_request();
         self.started_once.store(true, Ordering::Relaxed);
         *self.run.lock() = Some(Arc::new(server));
@@ -458,8 +468,9 @@ impl Server {
     /// topic: its name, without wildcards. msg: str is sent as a text message, bytes-like as a binary one. exclude: a channel
     /// that does not get it. key: str or bytes; for a channel the message takes the place of one published to this topic with an
     /// equal key that has not left yet, as with `WebSocketChannel.send`; history keeps both. Returns the message's position, which
-    /// says where to resume (`channel.subscribe`); None while the server does not run. Raises ValueError for a name that will
-    /// not do, TypeError for another type of message or key.
+    /// says where to resume (`channel.subscribe`). With a backplane that is "" for a topic that keeps messages: the engine gives it
+    /// a place later. None: it was not published, because the server does not run, or `backplane_overflow="refuse"` has refused
+    /// it. Raises ValueError for a name that will not do, TypeError for another type of message or key.
     ///
     /// The message is encoded once and fanned out by the native thread: the cost to the caller does not depend on the
     /// number of subscribers. Any thread; never blocks. Channels get it in the order of all that is sent to them.
@@ -482,6 +493,20 @@ impl Server {
     /// How many there are. Any thread.
     fn subscriber_count(&self, topic: &str) -> usize {
         self.running().map_or(0, |server| server.endpoint.topics.count(topic))
+    }
+
+    /// How it stands with the engine of `start(backplane=...)`: "connecting" at first, "connected" when this process hears and
+    /// is heard, "lost" while the engine is away; None without one, and while the server does not run. Any thread; never blocks.
+    #[getter]
+    fn backplane_state(&self) -> Option<&'static str> {
+        self.running()?;
+        self.joined.lock().as_ref().map(|joined| joined.state().name())
+    }
+
+    /// How many publishes of this run found `backplane_buffer` full: thrown away, or refused. Any thread; never blocks.
+    #[getter]
+    fn backplane_dropped(&self) -> u64 {
+        self.joined.lock().as_ref().map_or(0, Joined::dropped)
     }
 
     /// The members of a topic as JSON, in the order in which they came.
