@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from collections.abc import Callable
@@ -203,6 +204,34 @@ def test_passwords(
     tick_until(lambda: "authorization" in caplog.text, wrong)
     assert "swordfish" not in caplog.text
     assert "hunter2" not in caplog.text
+
+
+def test_a_user_may_be_confined_to_what_the_documentation_says(
+    stack: ExitStack, tmp_path: Path, plain: Callable[..., Plain], caplog: pytest.LogCaptureFixture
+) -> None:
+    configuration = tmp_path / "server.conf"
+    publish = [
+        "pyhv.>",
+        "$JS.API.STREAM.*.pyhv",
+        "$JS.API.CONSUMER.CREATE.pyhv.>",
+        "$JS.API.CONSUMER.CREATE.pyhv",
+        "$JS.FC.pyhv.>",
+    ]
+    rights = {"publish": publish, "subscribe": ["pyhv.>", "_INBOX.>"]}
+    user = {"user": "me", "password": "hunter2", "permissions": rights}
+    configuration.write_text(f"authorization {{ users: {json.dumps([user])} }}\n")
+    engine = Engine("nats", tmp_path / "confined", more=["-c", str(configuration)]).start()
+    stack.callback(engine.close)
+    url = engine.url.replace("nats://", "nats://me:hunter2@")
+    servers = [plain(url), plain(url)]
+    for server in servers:
+        is_connected(server)
+        server.publish("p/1", "x")
+        server.publish("k/1", "x")
+    stranger = plain(url, backplane_prefix="other")
+    tick_until(partial(is_lost, stranger), stranger)
+    tick_until(lambda: "permissions violation" in caplog.text.lower(), stranger)
+    assert all(server.states == ["connected"] for server in servers)
 
 
 def test_a_file_with_credentials(

@@ -199,7 +199,12 @@ impl Engine for Nats {
         let (client, lost) = self.client().await?;
         let context = ContextBuilder::new().timeout(self.config.timeout).build(client.clone());
         let control = client.subscribe(self.root("c")).await.map_err(|error| Failure::new("subscribing", error))?;
-        let (history, head) = match self.history(&context, behind).await? {
+        // A right that is missing is told besides, and the request is never answered.
+        let history = tokio::select! {
+            history = self.history(&context, behind) => history?,
+            failure = inlet::reason(lost.clone()) => return Err(failure),
+        };
+        let (history, head) = match history {
             Some((history, head)) => (Some(history), head),
             None => (None, Position { epoch: 0, seq: 0 }),
         };

@@ -128,7 +128,6 @@ impl Server {
     #[pyo3(signature = (host, port, tls, reuse_port, options, joins=None))]
     fn _start(
         &self,
-        py: Python<'_>,
         host: &str,
         port: Where,
         tls: Option<(Where, PathBuf, PathBuf)>,
@@ -136,6 +135,7 @@ impl Server {
         options: &Bound<'_, PyDict>,
         joins: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<()> {
+        let py = options.py();
         let place = port.place("port", host, reuse_port)?;
         if let Some(server) = self.running() {
             check_process(&server.endpoint, "server")?;

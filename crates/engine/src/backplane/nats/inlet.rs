@@ -89,7 +89,8 @@ fn sender(letter: &[u8]) -> Sender {
     read().unwrap_or_default()
 }
 
-async fn reason(mut lost: watch::Receiver<Option<String>>) -> Failure {
+/// Waits for the end of a connection, and says why.
+pub(super) async fn reason(mut lost: watch::Receiver<Option<String>>) -> Failure {
     let why = match lost.wait_for(Option::is_some).await {
         Ok(why) => why.clone().unwrap_or_default(),
         Err(_) => "the connection has ended".to_owned(),
