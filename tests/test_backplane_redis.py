@@ -4,9 +4,11 @@ table of docs/backplane.md has it."""
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -454,6 +456,59 @@ def test_it_starts_again(plain: Callable[..., Plain], engine: Engine) -> None:
     server.start(0)
     assert server.backplane_state is None
     assert server.publish("k/1", "x")
+
+
+class Swallower:
+    """Stands between a node and Redis; once it is armed it breaks the connection on which the next append was confirmed
+    before the node hears of that."""
+
+    def __init__(self, port: int) -> None:
+        self.upstream = port
+        self.armed = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                near, _ = self.listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self.upstream))
+            doomed = threading.Event()
+            for source, target, outwards in ((near, far, True), (far, near, False)):
+                threading.Thread(target=self.pump, args=(source, target, outwards, doomed), daemon=True).start()
+
+    def pump(self, source: socket.socket, target: socket.socket, outwards: bool, doomed: threading.Event) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if outwards and b"EVALSHA" in data and self.armed.is_set():
+                    self.armed.clear()
+                    doomed.set()
+                if not outwards and doomed.is_set():
+                    break
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@pytest.mark.skipif(CLI is None, reason="needs redis-cli")
+def test_an_append_whose_confirmation_was_lost_is_there_once(
+    stack: ExitStack, plain: Callable[..., Plain], engine: Engine
+) -> None:
+    between = Swallower(engine.port)
+    stack.callback(between.listener.close)
+    server = plain(f"redis://127.0.0.1:{between.port}")
+    is_connected(server)
+    between.armed.set()
+    server.publish("k/1", "one")
+    tick_until(lambda: server.states == ["connected", "lost", "connected"], server)
+    server.publish("k/1", "two")
+    tick_until(lambda: "two" in redis(engine, "XRANGE", "pyhv:stream", "-", "+"), server)
+    assert redis(engine, "XLEN", "pyhv:stream") == "2\n"
 
 
 @pytest.mark.parametrize("user", [None, "me"])
