@@ -568,7 +568,7 @@ def test_what_will_not_do_is_said_at_once(tmp_path: Path) -> None:
 
 def test_exclude_holds_for_what_comes_back(stack: ExitStack, plain: Callable[..., Plain], engine: Engine) -> None:
     one, two = plain(engine.url), plain(engine.url)
-    tick_until(lambda: one.states and two.states, one, two)
+    tick_until(lambda: one.states == two.states == ["connected"], one, two)
     clients = [HvWebSocketClient() for _ in range(3)]
     got: list[list[str | bytes]] = [[] for _ in clients]
     for place, client in enumerate(clients):

@@ -129,7 +129,11 @@ impl Nats {
             duplicate_window: KNOWN,
             ..stream::Config::default()
         };
-        context.get_or_create_stream(wanted).await
+        match context.get_or_create_stream(wanted).await {
+            // Another node may have made it between the look and the attempt, which the server calls an overlap.
+            Err(error) if !is_missing(&error) => context.get_stream(&self.config.prefix).await.map_err(|_| error),
+            other => other,
+        }
     }
 
     /// The stream, and from where it is read.
