@@ -586,3 +586,33 @@ def test_exclude_holds_for_what_comes_back(stack: ExitStack, plain: Callable[...
     tick_until(lambda: all(mine[-1:] == ["for all"] for mine in got), *everybody)
     assert sorted(map(len, got[:2])) == [1, 2]
     assert got[2] == ["not for one", "for all"]
+
+
+@pytest.mark.parametrize("topic", ["a", "k/1"])
+def test_keys_hold_at_other_nodes(stack: ExitStack, plain: Callable[..., Plain], engine: Engine, topic: str) -> None:
+    one, two = plain(engine.url), plain(engine.url)
+    tick_until(lambda: one.states == two.states == ["connected"], one, two)
+    clients = [HvWebSocketClient() for _ in range(2)]
+    got: list[list[str | bytes]] = [[] for _ in clients]
+    for place, client in enumerate(clients):
+        client.on_message = got[place].append  # type: ignore[method-assign,assignment]
+        stack.callback(client.close)
+        client.connect(f"ws://127.0.0.1:{two.port}/")
+    everybody: list[Ticker] = [one, two, *clients]
+    tick_until(lambda: len(two.channels) == 2, *everybody)
+    for channel in two.channels:
+        channel.subscribe(topic)
+    # Interest has to be at the other node before a message can be for it.
+    tick_until(lambda: one.publish(topic, "first") is not None and all(got), *everybody)
+    held = two.channels[0]
+    held.send("held ", fin=False)  # until its end nothing else leaves
+    for number in range(5):
+        one.publish(topic, f"x{number}", key="x")
+        one.publish(topic, f"y{number}", key=b"y")
+    one.publish(topic, "last")
+    tick_until(lambda: any(mine[-1:] == ["last"] for mine in got), *everybody)
+    held.send("back")
+    tick_until(lambda: all(mine[-1:] == ["last"] for mine in got), *everybody)
+    (mine,) = (mine for mine in got if "held back" in mine)
+    behind = mine[mine.index("held back") + 1 :]
+    assert [msg for msg in behind if msg != "first"] == ["x4", "y4", "last"]
