@@ -17,8 +17,19 @@ from pathlib import Path
 import pytest
 
 import pyhv as library
+from backplane_support import PROGRAMS, Engine
 from pyhv import HvWebSocketClient, Reconnect
-from support import HOST, LIMIT, Background, RawClient, http, python_environment, tick_until, wait_until
+from support import (
+    HOST,
+    LIMIT,
+    Background,
+    RawClient,
+    RecordingClient,
+    http,
+    python_environment,
+    tick_until,
+    wait_until,
+)
 from support_cli import Terminal, pyhv
 from support_run import READY, Run, folder, is_worker, pause, sockets_on_each, unix, wait_until_gone
 from support_tls import make_certificates
@@ -109,6 +120,55 @@ def test_workers_share_the_clients(folder: Path) -> None:
         # A hash: 100 each, give or take 9.
         if sys.platform == "linux":
             assert min(seen.values()) > 50
+
+
+ROOMS = """
+from pyhv import HvWebServer
+
+
+class Server(HvWebServer):
+    def on_init(self):
+        self.post("/say", self.say)
+
+    def say(self, req, resp):
+        self.publish("room", req.body.decode())
+        return resp.text(str(self.backplane_state))
+
+    def on_ws_open(self, channel, url):
+        channel.subscribe("room")
+"""
+
+
+@pytest.mark.parametrize("kind", ["redis", "nats"])
+def test_topics_reach_the_channels_of_all_workers(folder: Path, tmp_path: Path, kind: str) -> None:
+    if PROGRAMS[kind] is None:
+        pytest.skip(f"needs {kind}-server")
+    (folder / "rooms.py").write_text(ROOMS)
+    engine = Engine(kind, tmp_path / kind).start()
+    try:
+        with Run(folder, "rooms:Server", "--workers", "3", environment={"PYHV_BACKPLANE": engine.url}) as run:
+            run.wait_for_ready(3)
+            clients = [RecordingClient() for _ in range(12)]
+            for client in clients:
+                client.connect(f"ws://{HOST}:{run.port}/")
+            tick_until(lambda: all(client.is_connected for client in clients), *clients)
+            # Until each worker has heard of the others' interest.
+            said = 0
+            while not all(client.received for client in clients):
+                assert http(run.port, "POST", "/say", body=b"hello").status == 200
+                said += 1
+                assert said < 1000
+                for client in clients:
+                    client.tick(0.01)
+            for number in range(20):
+                http(run.port, "POST", "/say", body=str(number).encode())
+            tick_until(lambda: all(len({*c.received} - {"hello"}) == 20 for c in clients), *clients)
+            for client in clients:
+                # Who has published each of them may be another worker, so only the publisher's order is sure.
+                assert sorted(msg for msg in client.received if msg != "hello") == sorted(map(str, range(20)))
+                client.close()
+    finally:
+        engine.close()
 
 
 def test_one_socket_for_all(folder: Path) -> None:

@@ -171,7 +171,11 @@ def serve(server: HvWebServer, spec: Spec, asked: Asked, ready: Callable[[], Non
     """
     if spec.access_log:
         server.enable_access_log()
-    server.start(**spec.settings)
+    settings = dict(spec.settings)
+    if backplane := os.environ.get("PYHV_BACKPLANE"):
+        # Not by way of the command line of a worker, which everybody on the machine can read.
+        settings.setdefault("backplane", backplane)
+    server.start(**settings)
     timeout, leave = 0.0, STOP
     try:
         server.tick()

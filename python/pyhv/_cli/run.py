@@ -30,6 +30,8 @@ is looked for in the current folder first. Its on_init adds the routes; whatever
 
 With --workers N the server runs in N processes that share the port, under a supervisor that starts a new one for one
 that dies. A program sees its number in PYHV_WORKER, 1 to N. Nothing else is shared: each worker has its own channels.
+Topics reach those of all with a backplane: the environment's PYHV_BACKPLANE, redis://HOST or nats://HOST, where a
+password stays out of the list of processes, or --set backplane=URL.
 
 examples:
   pyhv run game:Server                            one process, http://127.0.0.1:8000
