@@ -158,14 +158,11 @@ impl Wake {
     #[cfg(unix)]
     #[must_use]
     pub fn wait(&self, timeout: Option<Duration>) -> Waited {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        // Rounded up: 0.2 ms must not become a spinning poll of 0 ms.
-        let millis = timeout.map(|t| t.as_micros().div_ceil(1000));
-        let limit = match millis {
-            None => PollTimeout::NONE,
-            Some(ms) => PollTimeout::try_from(i32::try_from(ms).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX),
-        };
-        match poll(&mut [PollFd::new(self.0.fd(), PollFlags::POLLIN)], limit) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        // To the nanosecond where the system has ppoll; elsewhere to the millisecond, rounded up, so that 0.2 ms does not
+        // become a spinning poll of 0 ms. Longer than it can tell is as good as without end.
+        let limit = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match poll(&mut [PollFd::from_borrowed_fd(self.0.fd(), PollFlags::IN)], limit.as_ref()) {
             Ok(0) => Waited::TimedOut,
             Ok(_) => Waited::Ready,
             Err(_) => Waited::Interrupted,
@@ -193,6 +190,7 @@ impl Wake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn readable_from_signal_to_clear() {
@@ -203,5 +201,15 @@ mod tests {
         assert_eq!(wake.wait(None), Waited::Ready);
         wake.clear();
         assert_eq!(wake.wait(Some(Duration::from_micros(10))), Waited::TimedOut);
+    }
+
+    #[test]
+    fn a_wait_is_never_shorter_than_asked_for() {
+        let wake = Wake::new().unwrap();
+        for micros in [50, 200, 1_700] {
+            let began = Instant::now();
+            assert_eq!(wake.wait(Some(Duration::from_micros(micros))), Waited::TimedOut);
+            assert!(began.elapsed() >= Duration::from_micros(micros));
+        }
     }
 }
