@@ -40,6 +40,15 @@ class Certificates:
         """A client's context that trusts the authority."""
         return ssl.create_default_context(cafile=str(self.ca))
 
+    def context_without_tickets(self) -> ssl.SSLContext:
+        """The same for `websockets`' threading client, of a server that sends tickets of TLS 1.3.
+
+        It reads and writes in two threads. Where a ticket comes in between, OpenSSL may let the writer wait for ever.
+        """
+        context = self.context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
     def replace(self, other: Certificates) -> None:
         """Overwrites certificate and key, each at once, as a renewal does."""
         for mine, theirs in ((self.cert, other.cert), (self.key, other.key)):

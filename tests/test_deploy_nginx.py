@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ import pyhv
 from pyhv import HvWebServer
 from support import HOST, LIMIT, serving, wait_until
 from support_nginx import needs_nginx, nginx
-from support_tls import make_certificates
+from support_tls import Certificates, make_certificates
 
 pytestmark = [needs_nginx, pytest.mark.usefixtures("no_proxy")]
 
@@ -44,19 +43,20 @@ def replace(text: str, *pairs: tuple[str, str]) -> str:
 class Behind:
     """The guide's application behind nginx."""
 
-    def __init__(self, server: HvWebServer, port: int, context: ssl.SSLContext) -> None:
+    def __init__(self, server: HvWebServer, port: int, certificates: Certificates) -> None:
         self.server = server
         self.port = port
-        self.context = context
+        self.certificates = certificates
 
     def http(self) -> httpx.Client:
-        transport = httpx.HTTPTransport(verify=self.context, local_address=CLIENT)
+        transport = httpx.HTTPTransport(verify=self.certificates.context(), local_address=CLIENT)
         headers = {"Host": NAME, "X-Forwarded-For": "6.6.6.6"}
         return httpx.Client(transport=transport, base_url=f"https://{HOST}:{self.port}", headers=headers, timeout=LIMIT)
 
     def websocket(self, origin: str) -> Any:
         raw = socket.create_connection((HOST, self.port), LIMIT, source_address=(CLIENT, 0))
-        return connect(f"wss://{NAME}/", sock=raw, ssl=self.context, server_hostname=NAME, origin=Origin(origin))
+        context = self.certificates.context_without_tickets()
+        return connect(f"wss://{NAME}/", sock=raw, ssl=context, server_hostname=NAME, origin=Origin(origin))
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,8 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
             ("/etc/ssl/example.com/fullchain.pem", str(certificates.cert)),
             ("/etc/ssl/example.com/privkey.pem", str(certificates.key)),
         )
-        context = certificates.context()
         with nginx(folder, http, lambda: socket.create_connection((HOST, port), LIMIT).close()):
-            yield Behind(server, port, context)
+            yield Behind(server, port, certificates)
 
 
 def test_who_asks(behind: Behind) -> None:

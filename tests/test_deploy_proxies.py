@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from support import HOST, LIMIT, Background, wait_until
 from support_haproxy import haproxy, needs_haproxy
 from support_nginx import needs_nginx, nginx
 from support_run import PROGRAM, Run, unix
-from support_tls import make_certificates
+from support_tls import Certificates, make_certificates
 
 pytestmark = [unix, pytest.mark.usefixtures("no_proxy")]
 
@@ -48,20 +47,21 @@ def replace(text: str, *pairs: tuple[str, str]) -> str:
 class Behind:
     """A program with two workers behind a proxy."""
 
-    def __init__(self, run: Run, port: int, context: ssl.SSLContext) -> None:
+    def __init__(self, run: Run, port: int, certificates: Certificates) -> None:
         self.run = run
         self.port = port
-        self._context = context
+        self._certificates = certificates
 
     def http(self) -> httpx.Client:
-        transport = httpx.HTTPTransport(verify=self._context, local_address=CLIENT)
+        transport = httpx.HTTPTransport(verify=self._certificates.context(), local_address=CLIENT)
         headers = {"Host": NAME, "X-Forwarded-For": "6.6.6.6"}
         return httpx.Client(transport=transport, base_url=f"https://{HOST}:{self.port}", headers=headers, timeout=LIMIT)
 
     def websocket(self) -> Any:
         raw = socket.create_connection((HOST, self.port), LIMIT, source_address=(CLIENT, 0))
+        context = self._certificates.context_without_tickets()
         return connect(
-            f"wss://{NAME}/", sock=raw, ssl=self._context, server_hostname=NAME, ping_interval=None, compression=None
+            f"wss://{NAME}/", sock=raw, ssl=context, server_hostname=NAME, ping_interval=None, compression=None
         )
 
 
@@ -108,7 +108,7 @@ def behind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                 ("timeout tunnel 60s", "timeout tunnel 2s"),
             )
             stack.enter_context(haproxy(folder, configuration, answers))
-        made = Behind(run, port, certificates.context())
+        made = Behind(run, port, certificates)
         with made.http() as client:
             # HAProxy may not have asked yet whether the server is ready.
             wait_until(lambda: client.get("/who", extensions=NO_TLS_NAME).status_code == 200)

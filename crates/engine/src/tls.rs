@@ -194,6 +194,11 @@ pub fn server_config(
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(identity));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // A ticket comes when the handshake is over (RFC 8446 section 4.6.1). A client that reads and writes in two threads, with
+    // OpenSSL and no lock around the two, as in CPython 3.11's `ssl`, may hang on it: the writer takes the ticket that
+    // the reader is at for a handshake, and waits for more of that. `websockets`' threading client is one. A ticket would spare
+    // no round trip, only a signature, and only to the 256 clients that rustls remembers.
+    config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }
 
