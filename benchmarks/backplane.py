@@ -1,4 +1,4 @@
-"""What joining processes costs: python benchmarks/backplane.py [--messages 20000] [--json FILE] [--socketio PYTHON]
+"""What joining processes costs: python benchmarks/backplane.py [--messages 20000] [--record] [--socketio PYTHON]
 
 For one, two and three nodes, each a process, alone or joined by NATS or Redis: publishes and deliveries per second,
 the latency of a message that goes from one node to a client of another, and what the publishing thread pays. All nodes
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -19,16 +20,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyhv
 import report
+from harness import store
 from harness.cases import BENCHMARKS
 from harness.machine import allowed_files, describe
 from harness.process import HelperError, free_port
 
+PYHV, SOCKETIO = "pyhv", "python-socketio"
 PATIENCE = 60.0
 TOPICS = 10
 CLIENTS = 30
@@ -42,15 +45,39 @@ PACE = 200
 PATH = "/usr/local/bin:/usr/bin:/usr/sbin"
 
 
+@dataclass(frozen=True)
+class Case:
+    """One row."""
+
+    what: str
+    engine: str
+    nodes: int
+    kept: bool
+
+    @property
+    def name(self) -> str:
+        """In results and tables."""
+        nodes = "1 node" if self.nodes == 1 else f"{self.nodes} nodes"
+        if self.engine == "none":
+            return f"{nodes} alone"
+        return f"{self.engine.upper() if self.engine == 'nats' else 'Redis'}{', `keep`' * self.kept}, {nodes}"
+
+
+def server_program(kind: str) -> str:
+    """Where an engine's server is."""
+    program = shutil.which(f"{kind}-server", path=PATH)
+    if program is None:
+        raise HelperError(f"{kind}-server is not installed")
+    return program
+
+
 @contextmanager
 def engine(kind: str) -> Iterator[str | None]:
     """A server of its own, and its URL; for "none" there is none."""
     if kind == "none":
         yield None
         return
-    program = shutil.which(f"{kind}-server", path=PATH)
-    if program is None:
-        raise HelperError(f"{kind}-server is not installed")
+    program = server_program(kind)
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         options = {
@@ -134,14 +161,14 @@ class SocketIoReader(Reader):
 class Cluster:
     """Nodes and their readers."""
 
-    def __init__(self, stack: ExitStack, what: str, url: str | None, nodes: int, python: str, kept: bool) -> None:
-        peer = "socketio" if what == "python-socketio" else "pyhv"
+    def __init__(self, stack: ExitStack, case: Case, url: str | None, python: str) -> None:
+        peer = "socketio" if case.what == SOCKETIO else "pyhv"
         command = [python, str(BENCHMARKS / "peers" / f"backplane_{peer}.py"), *([url] if url else [])]
-        self.nodes = [Node(stack, command) for _ in range(nodes)]
-        self.topics = [f"{'k' if kept else 'p'}/{number}" for number in range(TOPICS)]
+        self.nodes = [Node(stack, command) for _ in range(case.nodes)]
+        self.topics = [f"{'k' if case.kept else 'p'}/{number}" for number in range(TOPICS)]
         self.readers: list[Reader] = []
         for number in range(CLIENTS):
-            topic, node = self.topics[number % TOPICS], (number // TOPICS + number) % nodes
+            topic, node = self.topics[number % TOPICS], (number // TOPICS + number) % case.nodes
             reader = SocketIoReader(node) if peer == "socketio" else Reader(node)
             path = "socket.io/?EIO=4&transport=websocket&" if peer == "socketio" else "?"
             reader.connect(f"ws://127.0.0.1:{self.nodes[node].port}/{path}topic={topic}")
@@ -175,13 +202,14 @@ class Cluster:
             if not sum(reader.tick() for reader in self.readers):
                 self.readers[0].tick(0.0005)
 
-    def until(self, condition: Any) -> None:
+    def until(self, condition: Any, watched: Reader | None = None) -> None:
+        """Waits at the one that is watched, which has its messages at once; the others come a millisecond later."""
         deadline = time.monotonic() + PATIENCE
         while not condition():
             if time.monotonic() > deadline:
                 raise HelperError("what was published does not come")
             if not sum(reader.tick() for reader in self.readers):
-                self.readers[0].tick(0.0005)
+                (watched or self.readers[0]).tick(0.0005)
 
     @property
     def total(self) -> int:
@@ -213,7 +241,7 @@ class Cluster:
         topic = self.topics[self.readers.index(far) % TOPICS]
         far.delays = []
         self.nodes[0].ask(topics=[topic], count=messages, each=1, pause=1 / PACE)
-        self.until(lambda: len(far.delays or ()) >= messages)
+        self.until(lambda: len(far.delays or ()) >= messages, far)
         self.nodes[0].line()
         delays = sorted(far.delays[messages // 10 :])
         far.delays = None
@@ -223,54 +251,75 @@ class Cluster:
         }
 
 
-def measure(what: str, kind: str, nodes: int, kept: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """One row."""
-    python = options.socketio if what == "python-socketio" else sys.executable
-    with engine(kind) as url, ExitStack() as stack:
-        cluster = Cluster(stack, what, url, nodes, python, kept)
-        latency = cluster.latency(options.messages // 20)
-        return (
-            {"what": what, "engine": kind, "nodes": nodes, "kept": kept}
-            | cluster.throughput(options.messages)
-            | latency
-        )
+def measure(case: Case, messages: int, socketio: str | None) -> dict[str, float]:
+    """What one row found."""
+    python = socketio if case.what == SOCKETIO and socketio else sys.executable
+    with engine(case.engine) as url, ExitStack() as stack:
+        cluster = Cluster(stack, case, url, python)
+        latency = cluster.latency(messages // 20)
+        return cluster.throughput(messages) | latency
+
+
+def cases(socketio: bool) -> list[Case]:
+    """The rows, in their order."""
+    rows = [Case(PYHV, "none", 1, False)]
+    rows += [
+        Case(PYHV, kind, nodes, kept) for kind in ("nats", "redis") for kept in (False, True) for nodes in (1, 2, 3)
+    ]
+    if socketio:
+        rows += [Case(SOCKETIO, "none", 1, False)]
+        rows += [Case(SOCKETIO, "redis", nodes, False) for nodes in (1, 2, 3)]
+    return rows
+
+
+def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every row as a row of a result, each told to whoever watches."""
+    rows = []
+    for repeat in range(options.repeat):
+        for case in cases(bool(options.socketio)):
+            row: dict[str, Any] = {"repeat": repeat, "case": case.name, "peer": case.what, "disturbed": False}
+            try:
+                row["result"] = measure(case, options.messages, options.socketio)
+            except (HelperError, OSError) as error:
+                row["error"] = str(error)
+            rows.append(row)
+            print(json.dumps(row), file=sys.stderr, flush=True)
+    return rows
+
+
+def versions(socketio: str | None) -> dict[str, str]:
+    """Of all that takes part."""
+    found = {"pyhv": metadata.version("pyhv")}
+    for kind in ("nats", "redis"):
+        program = server_program(kind)
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        number = re.search(r"\d+(\.\d+)+", said)
+        found[f"{kind}-server"] = number[0] if number else said.strip()
+    if socketio:
+        code = "from importlib.metadata import version; print(version('python-socketio'))"
+        said = subprocess.run([socketio, "-c", code], capture_output=True, text=True, check=True).stdout
+        found[SOCKETIO] = said.strip()
+    return found
 
 
 def main() -> int:
     """Measures and prints; 1 when a row failed."""
     parser = argparse.ArgumentParser(description="What joining processes costs.")
     parser.add_argument("--messages", type=int, default=20_000, help="publishes per row (20000)")
-    parser.add_argument("--json", type=Path, help="a file for all rows")
+    parser.add_argument("--repeat", type=int, default=3, help="how often, for medians (3)")
+    parser.add_argument("--record", action="store_true", help="store the results, for the table of docs/scale.md")
     parser.add_argument("--socketio", metavar="PYTHON", help="an interpreter that has python-socketio, aiohttp, redis")
     options = parser.parse_args()
     allowed_files()
-    cases = [("pyHV", "none", 1, False)]
-    cases += [
-        ("pyHV", kind, nodes, kept) for kind in ("nats", "redis") for kept in (False, True) for nodes in (1, 2, 3)
-    ]
-    if options.socketio:
-        cases += [("python-socketio", "none", 1, False)]
-        cases += [("python-socketio", "redis", nodes, False) for nodes in (1, 2, 3)]
-    rows, failed = [], False
-    for case in cases:
-        try:
-            rows.append(measure(*case, options))
-        except (HelperError, OSError) as error:
-            failed = True
-            print(f"{case}: FAILED: {error}", file=sys.stderr)
-            continue
-        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    if options.json:
-        document = {"machine": describe(), "pyhv": metadata.version("pyhv"), "size": SIZE, "rows": rows}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
-    header = ["", "nodes", "publishes/s", "deliveries/s", "main thread per publish", "latency p50", "p99"]
-    lines = []
-    for row in rows:
-        name = f"{row['what']}, {row['engine']}{', keep' if row['kept'] else ''}"
-        figures = [f"{row['publishes']:,}", f"{row['deliveries']:,}", f"{row['microseconds']} µs"]
-        lines.append([name, str(row["nodes"]), *figures, f"{row['p50']:,} µs", f"{row['p99']:,} µs"])
-    print(report.table(header, lines))
-    return int(failed)
+    began = time.monotonic()
+    run: dict[str, Any] = {"when": store.now(), "machine": describe(), "versions": versions(options.socketio)}
+    rows = collect(options)
+    if options.record:
+        run["settings"] = {"repeat": options.repeat, "messages": options.messages, "size": SIZE}
+        run |= {"skipped": {}, "took_s": round(time.monotonic() - began)}
+        store.add(BENCHMARKS / "results", store.BACKPLANE, run, rows)
+    print(report.backplane_table({"rows": rows}))
+    return int(any("error" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import plots
 import report
 from harness import store
 from harness.cases import BENCHMARKS, HTTP, SWEEPS, WEBSOCKET
-from harness.store import MAIN_LOOP, MEMORY_MODES, PARTS, THREAD, Document
+from harness.store import BACKPLANE, MAIN_LOOP, MEMORY_MODES, STORED, THREAD, Document
 
 ROOT = BENCHMARKS.parent
 #: The documents that may have marks in them.
-DOCUMENTS = (Path("docs/benchmarks.md"), Path("docs/memory.md"), Path("README.md"))
+DOCUMENTS = (Path("docs/benchmarks.md"), Path("docs/memory.md"), Path("docs/scale.md"), Path("README.md"))
 PLOTS = Path("docs/plots")
 BASE = "pyhv"
 #: What stands between marks for which there are no results, as in most trials.
@@ -67,12 +67,16 @@ def blocks(documents: dict[str, Document]) -> dict[str, str]:
         made["thread"] = "\n\n".join(parts)
     if MEMORY_MODES in documents:
         made["memory-modes"] = report.memory_modes_table(documents[MEMORY_MODES]["rows"])
+    if BACKPLANE in documents:
+        document = documents[BACKPLANE]
+        parts = [report.heading(document), report.backplane_table(document), *report.notes(document)]
+        made["backplane"] = "\n\n".join(parts)
     return made
 
 
 def stored(place: Place) -> dict[str, Document]:
     """The parts that have results."""
-    return {part: document for part in PARTS if (document := store.load(place.results, part))}
+    return {part: document for part in STORED if (document := store.load(place.results, part))}
 
 
 def files(place: Place) -> dict[Path, str]:

@@ -277,6 +277,25 @@ def thread_table(document: Document) -> str:
     return table(["on the program's thread", "ns"], [[title, f"{ns:,.0f}"] for title, ns in found.items() if ns])
 
 
+def backplane_table(document: Document) -> str:
+    """What joining processes costs, as backplane.py measures it."""
+    titles = {
+        "publishes": ("publishes/s", "{:,.0f}"),
+        "deliveries": ("deliveries/s", "{:,.0f}"),
+        "microseconds": ("main thread per publish", "{:,.1f} µs"),
+        "p50": ("latency p50", "{:,.0f} µs"),
+        "p99": ("p99", "{:,.0f} µs"),
+    }
+
+    def cell(case: str, peer: str, key: str) -> str:
+        found = middle(document, case, peer, key)
+        return titles[key][1].format(found) if found is not None else FAILED
+
+    names = dict.fromkeys((row["peer"], row["case"]) for row in document["rows"])
+    lines = [[f"{peer}, {case}", *(cell(case, peer, key) for key in titles)] for peer, case in names]
+    return table(["", *(title for title, _ in titles.values())], lines)
+
+
 def memory_modes_table(rows: list[Row]) -> str:
     """Memory of a connection in each mode, as memory_modes.py measures it."""
     return table(

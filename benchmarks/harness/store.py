@@ -21,8 +21,11 @@ Row = dict[str, Any]
 Document = dict[str, Any]
 
 #: What is measured by one program, and stored in a file of its own.
-MAIN_LOOP, THREAD, MEMORY_MODES = "main-loop", "thread", "memory-modes"
+MAIN_LOOP, THREAD, MEMORY_MODES, BACKPLANE = "main-loop", "thread", "memory-modes", "backplane"
+#: What run.py measures.
 PARTS = (WEBSOCKET, HTTP, MAIN_LOOP, THREAD, MEMORY_MODES)
+#: All; backplane.py needs servers that not every machine has, and runs by hand.
+STORED = (*PARTS, BACKPLANE)
 
 
 def now() -> str:
