@@ -120,8 +120,8 @@ def test_dropped_by_policy(policy: Any) -> None:
                 for _ in range(20):
                     channel.send(b"0" * 10_000)
                 stats = settled(server, commands_pending=0)
-                still = stats.buffered_bytes == channel.buffered_amount > 0 and stats.messages_dropped == channel.dropped
-                return stats if still and channel.dropped >= 10 else None
+                still = stats.buffered_bytes == channel.buffered_amount and stats.messages_dropped == channel.dropped
+                return stats if still and stats.buffered_bytes > 0 and channel.dropped >= 10 else None
 
             stats = tick_until(stuck, server)
             assert stats is not None

@@ -450,13 +450,15 @@ def test_no_tickets(serve: Callable[..., ServerThread], certificates: Certificat
     """Clients with threads may hang on them; see crates/engine/src/tls.rs."""
     server = SecureServer()
     serve(server, **certificates.settings)
-    with socket.create_connection((HOST, tls_port_of(server)), LIMIT) as raw:
-        with certificates.context().wrap_socket(raw, server_hostname="localhost") as tls:
-            assert tls.version() == "TLSv1.3"
-            tls.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            # Whatever came before the answer has been read now.
-            assert tls.recv(1)
-            assert tls.session is None or not tls.session.has_ticket
+    with (
+        socket.create_connection((HOST, tls_port_of(server)), LIMIT) as raw,
+        certificates.context().wrap_socket(raw, server_hostname="localhost") as tls,
+    ):
+        assert tls.version() == "TLSv1.3"
+        tls.sendall(b"GET /ping HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        # Whatever came before the answer has been read now.
+        assert tls.recv(1)
+        assert tls.session is None or not tls.session.has_ticket
 
 
 # Other clients
