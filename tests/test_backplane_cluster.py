@@ -166,18 +166,18 @@ def test_the_leader_of_the_stream_is_killed(stack: ExitStack, tmp_path: Path) ->
     servers = Servers(tmp_path / "servers").start(stack)
     servers.make_stream()
     nodes = servers.one_node_each(servers.join(stack, KEEP))
-    crowd = make_crowd(stack, nodes, 6, lambda _: ["k/1"])
-    begin_bursts(nodes, ["k/1"], 1000, seconds=0.01)
-    crowd.until(partial(crowd_has, crowd, 6 * 900), what="they are under way")
+    crowd = make_crowd(stack, nodes, 3, lambda _: ["k/1"])
+    begin_bursts(nodes, ["k/1"], 4000, seconds=0.003)
+    crowd.until(partial(crowd_has, crowd, 3 * 3000), what="they are under way")
     leader = servers.leader()
     servers.all[leader].kill()
     end_bursts(crowd, nodes)
-    check_all_came(crowd, 1000)
+    check_all_came(crowd, 4000)
     crowd.until(lambda: all(connected(node) for node in nodes))
     assert nodes[leader].states[:2] == ["connected", "lost"]
     assert servers.leader() != leader
     stream = servers.stream()
-    assert (stream["config"]["num_replicas"], stream["state"]["messages"]) == (3, 3000)
+    assert (stream["config"]["num_replicas"], stream["state"]["messages"]) == (3, 12_000)
 
 
 def test_the_stream_gets_another_leader_again_and_again(stack: ExitStack, tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_a_server_is_stopped_with_care(stack: ExitStack, tmp_path: Path) -> None
     servers = Servers(tmp_path / "servers").start(stack)
     servers.make_stream()
     nodes = servers.one_node_each(servers.join(stack, KEEP))
-    crowd = make_crowd(stack, nodes, 6, lambda _: ["k/1"])
-    begin_bursts(nodes, ["k/1"], 1000, seconds=0.01)
-    crowd.until(partial(crowd_has, crowd, 6 * 900), what="they are under way")
+    crowd = make_crowd(stack, nodes, 3, lambda _: ["k/1"])
+    begin_bursts(nodes, ["k/1"], 4000, seconds=0.003)
+    crowd.until(partial(crowd_has, crowd, 3 * 3000), what="they are under way")
     leader = servers.leader()
     servers.all[leader].signal(signal.SIGUSR2)
     end_bursts(crowd, nodes)
-    check_all_came(crowd, 1000)
+    check_all_came(crowd, 4000)
     process = servers.all[leader].process
     assert process is not None
     crowd.until(lambda: process.poll() is not None, what="it has ended")
