@@ -185,7 +185,12 @@ impl Nats {
         behind: Option<Position>,
     ) -> Result<Option<(History, Position)>, Trouble> {
         let failed = |error: String| Trouble::Lasting(Failure::new("JetStream", error));
-        let mut stream = match self.stream(context).await {
+        let found = self.stream(context).await;
+        if found.is_err() {
+            // Whoever answers next may be new too.
+            *self.short.lock() = None;
+        }
+        let mut stream = match found {
             Ok(stream) => stream,
             Err(error) if self.is_without(context, behind, &error) => return Ok(None),
             Err(error) if is_passing(&error) => return Err(Trouble::Passing(no_stream(error))),
@@ -359,6 +364,7 @@ pub(crate) struct NatsOutlet {
     node: u64,
     /// There is no JetStream; here is to be said that there should be.
     keeps: Option<Arc<AtomicBool>>,
+    /// For what is sent at once.
     timeout: Duration,
     /// What the server takes in one message.
     max_payload: usize,
