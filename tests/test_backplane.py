@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,11 @@ from pathlib import Path
 import pytest
 
 from backplane_support import PROGRAMS, Cluster, Engine, Node, in_order, make_crowd, may_make_namespaces, namespace
-from support import wait_until
+from pyhv import HvWebSocketClient
+from support import tick_until, wait_until
+from test_backplane_redis import Plain, plain
+
+__all__ = ["plain"]
 
 MESSAGES = int(os.environ.get("PYHV_BACKPLANE_MESSAGES", "1000"))
 KEEP = [{"topic": "k/#", "messages": 1_000_000, "max_bytes": 1 << 28}]
@@ -115,3 +120,43 @@ def test_a_node_whose_cable_is_pulled_catches_up(stack: ExitStack, engine: Engin
         # What the far node had queued goes when the cable is back; what it did not hear nobody tells again.
         assert foreign[:100] == before
         assert foreign[-100:] == after
+
+
+def strangers(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """What was logged of nodes with other rules: who they are, and who says so."""
+    found = [re.search(r"node (\w{16}) .* this node, (\w{16}):", record.getMessage()) for record in caplog.records]
+    return [(match[1], match[2]) for match in found if match]
+
+
+def test_a_node_with_other_rules_is_told_of_once(
+    stack: ExitStack, engine: Engine, plain: Callable[..., Plain], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"backplane_timeout": 1.0}
+    # A process with a member, of the same rules: that it is gone is noticed when the others have missed some beats.
+    cluster = Cluster(engine, stack, settings, [{"topic": topic} for topic in ("k/#", "x", "y")])
+    member = HvWebSocketClient()
+    stack.callback(member.close)
+
+    def meet(*servers: Plain) -> None:
+        node = cluster.node()
+        member.connect(node.url + "?member=ann&in=room")
+        tick_until(lambda: all(server.presence("room") == ["ann"] for server in servers), *servers, member)
+        node.kill()
+        member.close()
+        tick_until(lambda: not any(server.presence("room") for server in servers), *servers, member)
+
+    one, two = plain(engine.url, **settings), plain(engine.url, **settings)
+    for server, topics in ((one, "xy"), (two, "yx")):
+        for topic in topics:
+            server.keep(topic)
+    meet(one, two)
+    assert not strangers(caplog), "another order is the same"
+    # As long as it runs: others notice when it changes.
+    one.keep("late", messages=3)
+    tick_until(lambda: len(strangers(caplog)) == 2, one, two)
+    meet(one, two)
+    told = strangers(caplog)
+    assert len(told) == 2
+    assert told[0] == told[1][::-1], "each names the other"
+    assert {record.levelname for record in caplog.records if "keep rules" in record.getMessage()} == {"WARNING"}
+    assert one.states == two.states == ["connected"]

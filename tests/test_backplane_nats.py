@@ -98,6 +98,15 @@ class NatsClient:
         while self.lines.readline() != b"PONG\r\n":
             pass
 
+    def ask(self, subject: str, question: dict[str, Any]) -> dict[str, Any]:
+        """A request and its answer, both in JSON."""
+        self.say("SUB answer 7")
+        self.say(f"PUB {subject} answer", json.dumps(question).encode())
+        while not (line := self.lines.readline()).startswith(b"MSG answer 7 "):
+            assert line.strip() in (b"+OK", b"PING"), line
+        answer: dict[str, Any] = json.loads(self.lines.read(int(line.split()[-1])))
+        return answer
+
     def close(self) -> None:
         self.lines.close()
         self.socket.close()

@@ -157,7 +157,7 @@ fn coarse_millis() -> u64 {
 }
 
 /// How often one kind of complaint is logged: a hostile client must not fill the log.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+pub(crate) const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 
 impl Drop for Endpoint {
     fn drop(&mut self) {

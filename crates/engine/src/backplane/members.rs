@@ -9,6 +9,8 @@
 //! | `beat` | lives | ask, if a text before it was missed |
 //! | `bye` | stops | its members go |
 //!
+//! `hello` and `beat` say with `keep` what the node keeps, as a digest, for `rules`; an older node says nothing of it.
+//!
 //! Each text about members counts `version` up by one; a snapshot and every other text say which one is the newest. Of a node that
 //! was silent for too long the members go.
 
@@ -40,6 +42,8 @@ pub(crate) struct News {
     pub(crate) ask: Option<u64>,
     /// It was one's own: the link is alive.
     pub(crate) own: bool,
+    /// A node, and the digest of its `keep` rules.
+    pub(crate) rules: Option<(u64, u64)>,
 }
 
 /// See the module.
@@ -57,6 +61,7 @@ fn seats(value: &Value) -> BTreeSet<Seat> {
     value.as_array().map(|list| list.iter().filter_map(pair).collect()).unwrap_or_default()
 }
 
+/// Of a node, or a digest.
 fn node_id(value: &Value) -> Option<u64> {
     u64::from_str_radix(value.as_str()?, 16).ok()
 }
@@ -103,6 +108,7 @@ impl Others {
             news.changes = self.remove(id);
             return news;
         }
+        news.rules = node_id(&text["keep"]).map(|rules| (id, rules));
         let me = self.me;
         let new = || Node { heard: now, version: None, members: BTreeSet::new(), coming: None, asked: None };
         let node = self.nodes.entry(id).or_insert_with(new);
@@ -271,6 +277,27 @@ mod tests {
             [new(1, 1), new(1, 1), new(1, 3), new(2, 9), new(3, 2), new(0, 0), new(0, 0)],
             [true, false, true, false, true, true, true]
         );
+    }
+
+    #[test]
+    fn a_node_says_what_it_keeps() {
+        let mut pair = Pair::new();
+        pair.queue.rules = u64::MAX - 1;
+        pair.queue.linked();
+        let mut said = |queue: &mut Queue| -> Vec<Option<(u64, u64)>> {
+            let parcels = queue.take().parcels;
+            parcels.iter().map(|parcel| pair.others.hear(parcel.letter(), pair.now).rules).collect()
+        };
+        assert_eq!(said(&mut pair.queue), [Some((1, u64::MAX - 1)), None]);
+        pair.queue.rules = 7;
+        pair.queue.beat = true;
+        assert_eq!(said(&mut pair.queue), [Some((1, 7))]);
+        // What an older node says, and what none would say.
+        for keep in ["", r#","keep":7"#, r#","keep":"x""#, r#","keep":null"#] {
+            let text = format!(r#"{{"pyhv":"beat","node":"3","version":0{keep}}}"#);
+            assert_eq!(pair.others.hear(&Bytes::from(text), pair.now).rules, None);
+        }
+        assert_eq!(pair.others.count(), 2);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | `config` | settings, and the engine's address |
 //! | `queue` | what this node has to say |
 //! | `members` | who is there on other nodes |
+//! | `rules` | whether other nodes keep what this one keeps |
 //! | `task` | what runs: connects, again and again, and moves what there is |
 //! | `engine` | the one interface that an engine's adapter implements |
 //! | `redis`, `nats` | the adapters |
@@ -21,6 +22,7 @@ mod members;
 mod nats;
 mod queue;
 mod redis;
+mod rules;
 mod task;
 
 pub use config::{Address, AddressError, Config, Kind, Overflow, shown};
@@ -143,6 +145,11 @@ impl Backplane for Joined {
 
     fn interest(&self, filter: &str, wanted: bool) {
         self.0.tell(|queue| queue.interest(filter, wanted));
+    }
+
+    fn rules(&self, digest: u64) {
+        // The next beat says it.
+        self.0.queue.lock().rules = digest;
     }
 
     fn presence(&self, topic: &str, member: &str, here: bool) {

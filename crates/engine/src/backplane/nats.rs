@@ -24,25 +24,38 @@ use crate::topics::Position;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::push::OrderedConfig;
-use async_nats::jetstream::context::{ContextBuilder, CreateStreamError, CreateStreamErrorKind};
+use async_nats::jetstream::context::{
+    ContextBuilder, CreateStreamError, CreateStreamErrorKind, PublishAckFuture, PublishError, PublishErrorKind,
+};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::{self, Info};
+use async_nats::jetstream::stream::{self, ConsumerError, ConsumerErrorKind, Info};
 use async_nats::{Client, ConnectOptions, Event, ServerAddr, jetstream};
+use bytes::Bytes;
+use futures_util::FutureExt;
 pub(crate) use inlet::NatsInlet;
 use inlet::{History, Sub};
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Messages that may lie in one subscription. async-nats reads some megabytes before anybody else has a turn, and what
 /// finds no place is lost: this holds them, of whatever size.
 const CAPACITY: usize = 1 << 18;
 /// How long the stream knows a number that it has had. An append is sent again as soon as there is a link.
-const KNOWN: std::time::Duration = std::time::Duration::from_secs(120);
+const KNOWN: Duration = Duration::from_secs(120);
 /// Of an append, beside its letter: `Nats-Msg-Id` and its value.
 const HEADERS: usize = 128;
+/// Questions to JetStream for which `backplane_timeout` has time. A cluster that elects a leader answers none, so they are asked again.
+const ASKED: u32 = 6;
+/// Pauses before that: the first, and the longest.
+const PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// A new leader of a stream with replicas may not have applied yet what the last one has delivered. After so long it is lost.
+const APPLIED: Duration = Duration::from_secs(10);
 
 /// How to reach NATS.
 #[derive(Debug)]
@@ -51,12 +64,21 @@ pub(crate) struct Nats {
     node: u64,
     /// Something was to be kept, so JetStream has to be there; without, core NATS will do.
     keeps: Arc<AtomicBool>,
+    /// Since when the stream ends before what was read. Held for a look.
+    short: Mutex<Option<Instant>>,
+}
+
+/// Why there is no history yet.
+enum Trouble {
+    /// Another attempt may find it.
+    Passing(Failure),
+    Lasting(Failure),
 }
 
 impl Nats {
     /// `node`: this node, for what the adapter names after it.
     pub(crate) fn new(config: Arc<Config>, node: u64) -> Self {
-        Self { config, node, keeps: Arc::default() }
+        Self { config, node, keeps: Arc::default(), short: Mutex::new(None) }
     }
 
     /// A connection that ends when it is lost; the receiver has the reason then.
@@ -131,30 +153,69 @@ impl Nats {
         };
         match context.get_or_create_stream(wanted).await {
             // Another node may have made it between the look and the attempt, which the server calls an overlap.
-            Err(error) if !is_missing(&error) => context.get_stream(&self.config.prefix).await.map_err(|_| error),
+            Err(error) if !is_missing(&error) && !is_passing(&error) => {
+                context.get_stream(&self.config.prefix).await.map_err(|_| error)
+            }
             other => other,
         }
     }
 
-    /// The stream, and from where it is read.
+    /// The stream, and from where it is read; `None`: there is no JetStream, and it was not needed.
     async fn history(
         &self,
         context: &jetstream::Context,
         behind: Option<Position>,
     ) -> Result<Option<(History, Position)>, Failure> {
-        let mut stream = match self.stream(context).await {
+        let began = Instant::now();
+        loop {
+            match self.look(context, behind).await {
+                Ok(found) => return Ok(found),
+                Err(Trouble::Lasting(failure)) => return Err(failure),
+                Err(Trouble::Passing(failure)) if began.elapsed() > self.config.timeout / ASKED * (ASKED - 1) => {
+                    return Err(failure);
+                }
+                Err(Trouble::Passing(_)) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        context: &jetstream::Context,
+        behind: Option<Position>,
+    ) -> Result<Option<(History, Position)>, Trouble> {
+        let failed = |error: String| Trouble::Lasting(Failure::new("JetStream", error));
+        let found = self.stream(context).await;
+        if found.is_err() {
+            // Whoever answers next may be new too.
+            *self.short.lock() = None;
+        }
+        let mut stream = match found {
             Ok(stream) => stream,
-            Err(error) if is_missing(&error) && !self.keeps.load(Ordering::Relaxed) => return Ok(None),
-            Err(error) => return Err(no_stream(error)),
+            Err(error) if self.is_without(context, behind, &error) => return Ok(None),
+            Err(error) if is_passing(&error) => return Err(Trouble::Passing(no_stream(error))),
+            Err(error) => return Err(Trouble::Lasting(no_stream(error))),
         };
         let mut head = head_of(stream.cached_info());
         if behind.is_some_and(|behind| behind.epoch == head.epoch && behind.seq > head.seq) {
+            let config = stream.cached_info().config.clone();
+            if !self.is_cut(config.num_replicas, Instant::now()) {
+                return Err(Trouble::Passing(Failure::new("JetStream", "the stream ends before what was read")));
+            }
             // The server has lost the end of it, as it may when its machine fails, and would give numbers again that have meant
             // other messages: another stream is another epoch.
-            context.delete_stream(&self.config.prefix).await.map_err(|error| Failure::new("JetStream", error))?;
-            stream = self.stream(context).await.map_err(no_stream)?;
+            context.delete_stream(&self.config.prefix).await.map_err(|error| failed(error.to_string()))?;
+            stream = match context.create_stream(config).await {
+                Ok(stream) => stream,
+                // Another node may have been faster.
+                Err(error) => {
+                    let found = context.get_stream(&self.config.prefix).await;
+                    found.map_err(|_| Trouble::Lasting(no_stream(error)))?
+                }
+            };
             head = head_of(stream.cached_info());
         }
+        *self.short.lock() = None;
         let first = stream.cached_info().state.first_sequence.max(1);
         let (next, gap) = match behind {
             None => (first, false),
@@ -166,10 +227,28 @@ impl Nats {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: next },
             ..OrderedConfig::default()
         };
-        let failed = |error: String| Failure::new("JetStream", error);
-        let consumer = stream.create_consumer(config).await.map_err(|error| failed(error.to_string()))?;
+        let consumer = stream.create_consumer(config).await.map_err(|error| {
+            let failure = Failure::new("JetStream", &error);
+            if is_unanswered(&error) { Trouble::Passing(failure) } else { Trouble::Lasting(failure) }
+        })?;
         let messages = consumer.messages().await.map_err(|error| failed(error.to_string()))?;
         Ok(Some((History { messages, epoch: head.epoch, next, gap }, head)))
+    }
+
+    /// Whether a stream that ends before what was read has lost its end.
+    fn is_cut(&self, replicas: usize, now: Instant) -> bool {
+        let since = *self.short.lock().get_or_insert(now);
+        replicas <= 1 || now.duration_since(since) >= APPLIED
+    }
+
+    /// Whether there is no JetStream, and nothing that needs it. Servers of a cluster that have none themselves do not say so, since
+    /// others may have it: nobody answers.
+    fn is_without(&self, context: &jetstream::Context, behind: Option<Position>, error: &CreateStreamError) -> bool {
+        if self.keeps.load(Ordering::Relaxed) {
+            return false;
+        }
+        let silent = error.kind() == CreateStreamErrorKind::TimedOut && !context.client().server_info().jetstream;
+        is_missing(error) || silent && behind.is_none_or(|behind| behind.epoch == 0)
     }
 }
 
@@ -182,6 +261,36 @@ fn is_missing(error: &CreateStreamError) -> bool {
                 .contains(&error.error_code())
         }
         _ => false,
+    }
+}
+
+/// Whether a cluster says, by an answer or none, that it has no leader at the moment.
+fn is_passing(error: &CreateStreamError) -> bool {
+    match error.kind() {
+        CreateStreamErrorKind::TimedOut => true,
+        CreateStreamErrorKind::JetStream(error) => error.error_code() == ErrorCode::CLUSTER_NOT_AVAILABLE,
+        _ => false,
+    }
+}
+
+/// The same of a consumer.
+fn is_unanswered(error: &ConsumerError) -> bool {
+    match error.kind() {
+        ConsumerErrorKind::TimedOut => true,
+        ConsumerErrorKind::JetStream(error) => error.error_code() == ErrorCode::CLUSTER_NOT_AVAILABLE,
+        _ => false,
+    }
+}
+
+/// The same of an append: no answer, no stream that takes it, or one that has its number and does not know yet whether it stays.
+fn is_open(error: &PublishError) -> bool {
+    use std::error::Error;
+    let code = || error.source()?.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code);
+    match error.kind() {
+        PublishErrorKind::TimedOut | PublishErrorKind::StreamNotFound => true,
+        _ => {
+            [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::STREAM_DUPLICATE_MESSAGE_CONFLICT].map(Some).contains(&code())
+        }
     }
 }
 
@@ -201,7 +310,7 @@ impl Engine for Nats {
 
     async fn connect(&self, behind: Option<Position>) -> Result<Opened<NatsOutlet, NatsInlet>, Failure> {
         let (client, lost) = self.client().await?;
-        let context = ContextBuilder::new().timeout(self.config.timeout).build(client.clone());
+        let context = ContextBuilder::new().timeout(self.config.timeout / ASKED).build(client.clone());
         let control = client.subscribe(self.root("c")).await.map_err(|error| Failure::new("subscribing", error))?;
         // A right that is missing is told besides, and the request is never answered.
         let history = tokio::select! {
@@ -222,6 +331,7 @@ impl Engine for Nats {
             control: self.root("c"),
             node: self.node,
             keeps: history.is_none().then(|| Arc::clone(&self.keeps)),
+            timeout: self.config.timeout,
             max_payload: client.server_info().max_payload,
             too_large: 0,
             client,
@@ -254,6 +364,8 @@ pub(crate) struct NatsOutlet {
     node: u64,
     /// There is no JetStream; here is to be said that there should be.
     keeps: Option<Arc<AtomicBool>>,
+    /// For what is sent at once.
+    timeout: Duration,
     /// What the server takes in one message.
     max_payload: usize,
     too_large: u64,
@@ -262,6 +374,60 @@ pub(crate) struct NatsOutlet {
 impl NatsOutlet {
     async fn flush(&self) -> Result<(), Failure> {
         self.client.flush().await.map_err(|error| Failure::new("sending", error))
+    }
+
+    async fn append(&self, topic: &str, number: u64, letter: &Bytes) -> Result<PublishAckFuture, PublishError> {
+        let id = format!("{:016x}-{number}", self.node);
+        let publish = PublishMessage::build().message_id(id).payload(letter.clone());
+        self.context.send_publish(subject::of_topic(&self.appends, topic), publish).await
+    }
+
+    /// Waits until all appends of a batch are confirmed. A cluster that elects a leader, or moves it, loses what comes meanwhile:
+    /// that goes again, as long as there is time, so that the link need not end with all that has nothing to do with it.
+    async fn confirm(&self, mut flying: Vec<(&Parcel, PublishAckFuture)>) -> Result<(), Failure> {
+        let (began, step) = (Instant::now(), self.timeout / ASKED);
+        let mut pause = PAUSE;
+        loop {
+            let mut open: Vec<&Parcel> = Vec::new();
+            let mut why = None;
+            for (parcel, ack) in flying {
+                let answer = match &why {
+                    None => Some(ack.await),
+                    // They were sent together: one wait is enough for all.
+                    Some(_) => ack.into_future().now_or_never(),
+                };
+                match answer {
+                    // A leader that has the number and no message for it yet may lose it.
+                    Some(Ok(ack)) if ack.duplicate && ack.sequence == 0 => open.push(parcel),
+                    Some(Ok(_)) => continue,
+                    Some(Err(error)) if !is_open(&error) => return Err(Failure::new("JetStream", error)),
+                    Some(Err(error)) => {
+                        open.push(parcel);
+                        why.get_or_insert(error);
+                    }
+                    None => open.push(parcel),
+                }
+            }
+            if open.is_empty() {
+                return Ok(());
+            }
+            if began.elapsed() + pause + step / 2 > self.timeout {
+                return Err(why.map_or_else(
+                    || Failure::new("JetStream", "not confirmed"),
+                    |error| Failure::new("JetStream", error),
+                ));
+            }
+            tokio::time::sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+            flying = Vec::with_capacity(open.len());
+            for parcel in open {
+                if let Parcel::Append { topic, number, letter } = parcel {
+                    let ack = self.append(topic, *number, letter).await;
+                    flying.push((parcel, ack.map_err(|error| Failure::new("publishing", error))?));
+                }
+            }
+            self.flush().await?;
+        }
     }
 }
 
@@ -312,11 +478,9 @@ impl Outlet for NatsOutlet {
                         keeps.store(true, Ordering::Relaxed);
                         return Err(no_stream("it is not enabled"));
                     }
-                    let id = format!("{:016x}-{number}", self.node);
-                    let publish = PublishMessage::build().message_id(id).payload(letter.clone());
-                    match self.context.send_publish(subject::of_topic(&self.appends, topic), publish).await {
+                    match self.append(topic, *number, letter).await {
                         Ok(ack) => {
-                            acks.push(ack);
+                            acks.push((parcel, ack));
                             None
                         }
                         Err(error) => Some(error.to_string()),
@@ -328,10 +492,7 @@ impl Outlet for NatsOutlet {
             }
         }
         self.flush().await?;
-        for ack in acks {
-            ack.await.map_err(|error| Failure::new("JetStream", error))?;
-        }
-        Ok(())
+        self.confirm(acks).await
     }
 
     fn too_large(&mut self) -> u64 {

@@ -58,6 +58,8 @@ pub(crate) struct Queue {
     seats: IndexSet<Seat>,
     /// Counts the texts about members.
     version: u64,
+    /// The digest of this node's `keep` rules.
+    pub(crate) rules: u64,
     /// What others have asked for, or a new link begins with.
     pub(crate) snapshot: bool,
     pub(crate) hello: bool,
@@ -93,6 +95,7 @@ impl Queue {
             members: HashSet::new(),
             seats: IndexSet::new(),
             version: 0,
+            rules: 0,
             snapshot: false,
             hello: false,
             beat: false,
@@ -181,6 +184,11 @@ impl Queue {
         Parcel::Control(Bytes::from(text.to_string()))
     }
 
+    /// As text: 64 bits are more than a number in JSON holds everywhere.
+    fn digest(&self) -> String {
+        format!("{:016x}", self.rules)
+    }
+
     /// The last text of this node.
     pub(crate) fn bye(&self) -> Parcel {
         self.control(json!({"pyhv": "bye"}))
@@ -194,7 +202,7 @@ impl Queue {
             batch.interest.push((filter, wanted));
         }
         if std::mem::take(&mut self.hello) {
-            batch.parcels.push(self.control(json!({"pyhv": "hello"})));
+            batch.parcels.push(self.control(json!({"pyhv": "hello", "keep": self.digest()})));
         }
         if std::mem::take(&mut self.snapshot) {
             // With what has changed and was not told yet.
@@ -224,7 +232,7 @@ impl Queue {
             batch.parcels.push(self.control(json!({"pyhv": "ask", "of": ask})));
         }
         if std::mem::take(&mut self.beat) {
-            batch.parcels.push(self.control(json!({"pyhv": "beat"})));
+            batch.parcels.push(self.control(json!({"pyhv": "beat", "keep": self.digest()})));
         }
         let mut bytes = 0;
         while bytes < BATCH_BYTES && batch.parcels.len() < BATCH_PARCELS {

@@ -5,6 +5,7 @@ use super::engine::{Arrival, Engine, Failure, Inlet, Outlet};
 use super::letter::Letter;
 use super::members::Others;
 use super::queue::Seat;
+use super::rules::Strangers;
 use super::{Shared, State};
 use crate::down::deliver;
 use crate::endpoint::{Endpoint, Phase};
@@ -23,6 +24,8 @@ use tokio::sync::watch;
 /// back to a restarted engine at the same moment.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LAST_DELAY: Duration = Duration::from_secs(5);
+/// Times in `backplane_timeout` that a node says that it lives.
+const BEATS: u32 = 4;
 /// How often a stopping node looks whether all others of its endpoint have ended.
 const STOP_STEP: Duration = Duration::from_millis(20);
 
@@ -34,6 +37,8 @@ struct Task<E> {
     engine: E,
     /// Who is there elsewhere. Locked by the loops of this task alone, and never while one of them waits.
     others: Mutex<Others>,
+    /// The same of what they keep.
+    strangers: Mutex<Strangers>,
     /// What of the history was handed over; `None`: nothing yet.
     behind: Mutex<Option<Position>>,
 }
@@ -48,9 +53,17 @@ enum End {
 pub(super) fn start<E: Engine>(endpoint: &Arc<Endpoint>, shared: Arc<Shared>, engine: E) {
     let io = Arc::clone(endpoint.runtime.next_thread());
     let others = Mutex::new(Others::new(shared.node, shared.config.timeout));
+    let strangers = Mutex::new(Strangers::new(shared.config.timeout / BEATS));
     let phase = endpoint.phase();
-    let task =
-        Task { endpoint: Arc::clone(endpoint), io: Arc::clone(&io), shared, engine, others, behind: Mutex::new(None) };
+    let task = Task {
+        endpoint: Arc::clone(endpoint),
+        io: Arc::clone(&io),
+        shared,
+        engine,
+        others,
+        strangers,
+        behind: Mutex::new(None),
+    };
     // A stop waits for it.
     guarded(&io, endpoint, async move {
         let mut aborting = phase.clone();
@@ -201,6 +214,9 @@ impl<E: Engine> Task<E> {
                             queue.ask.extend(news.ask);
                         });
                     }
+                    if let Some((node, theirs)) = news.rules {
+                        self.compare(node, theirs);
+                    }
                     self.apply(news.changes);
                 }
                 Arrival::Kept { position, letter } => {
@@ -283,7 +299,7 @@ impl<E: Engine> Task<E> {
     /// Says that this node lives, and fails when it does not hear itself.
     async fn clock(&self, heard: &Mutex<Instant>) -> Failure {
         let timeout = self.shared.config.timeout;
-        let mut clock = tokio::time::interval(timeout / 4);
+        let mut clock = tokio::time::interval(timeout / BEATS);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             clock.tick().await;
@@ -292,6 +308,20 @@ impl<E: Engine> Task<E> {
             }
             self.shared.tell(|queue| queue.beat = true);
             self.expire();
+        }
+    }
+
+    /// Another node has said what it keeps.
+    fn compare(&self, node: u64, theirs: u64) {
+        let mine = self.shared.queue.lock().rules;
+        if self.strangers.lock().hear(node, theirs, mine, Instant::now()) {
+            self.endpoint.complain(&self.io, "backplane_keep", || {
+                let me = self.shared.node;
+                format!(
+                    "node {node:016x} of the backplane has other keep rules than this node, {me:016x}: what one of them keeps \
+                     the other may not. Call keep() with the same arguments on all nodes"
+                )
+            });
         }
     }
 

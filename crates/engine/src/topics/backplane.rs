@@ -60,6 +60,9 @@ pub trait Backplane: Debug + Send + Sync {
     /// The first local subscriber of a filter has come, or the last one has gone.
     fn interest(&self, filter: &str, wanted: bool);
 
+    /// What topics keep from here on, as [`Rules::digest`](super::Rules) has it: all nodes should have the same.
+    fn rules(&self, digest: u64);
+
     /// The first local channel of a member has come to a topic, or the last one has left.
     fn presence(&self, topic: &str, member: &str, here: bool);
 }
@@ -76,6 +79,8 @@ impl Backplane for Alone {
     fn gone(&self, _: Who) {}
 
     fn interest(&self, _: &str, _: bool) {}
+
+    fn rules(&self, _: u64) {}
 
     fn presence(&self, _: &str, _: &str, _: bool) {}
 }

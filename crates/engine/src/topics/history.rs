@@ -6,6 +6,7 @@
 
 use super::message::Message;
 use super::name::{is_pattern, matches};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +35,21 @@ impl Rules {
 
     pub(crate) fn of(&self, topic: &str) -> Option<Keep> {
         self.0.iter().rev().find(|(filter, _)| matches(filter, topic)).map(|(_, keep)| *keep)
+    }
+
+    /// A number that is the same for the same rules, in any process and on any platform, in whatever order they were given.
+    pub(crate) fn digest(&self) -> u64 {
+        let mut sorted: Vec<_> = self.0.iter().collect();
+        sorted.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let mut hash = Sha256::new();
+        for (filter, Keep { messages, age, bytes }) in sorted {
+            for number in [filter.len(), *messages, *bytes] {
+                hash.update((number as u64).to_le_bytes());
+            }
+            hash.update(age.map_or(u128::MAX, |age| age.as_nanos()).to_le_bytes());
+            hash.update(filter.as_bytes());
+        }
+        hash.finalize().iter().take(8).fold(0, |digest, byte| digest << 8 | u64::from(*byte))
     }
 }
 
@@ -93,6 +109,10 @@ impl History {
     pub(crate) fn new(max_topics: usize, max_bytes: usize) -> Self {
         let (rules, records, order) = (Rules::default(), HashMap::new(), BTreeMap::new());
         Self { rules, records, order, bytes: 0, floor: 0, max_topics, max_bytes }
+    }
+
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// Whether messages of a topic are kept.

@@ -15,6 +15,7 @@ impl Endpoint {
     /// [`level`](Self::level).
     pub fn join(&self, backplane: Arc<dyn Backplane>, together: bool) {
         let board = &mut *self.topics.board.lock();
+        backplane.rules(board.history.rules().digest());
         board.backplane = backplane;
         board.joined = together;
         board.waiting = together.then(Vec::new);

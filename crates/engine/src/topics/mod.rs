@@ -247,6 +247,7 @@ impl Topics {
     /// What topics keep from here on.
     pub fn set_rules(&self, rules: Rules) {
         let board = &mut *self.board.lock();
+        board.backplane.rules(rules.digest());
         board.history.set_rules(rules, board.seq);
     }
 

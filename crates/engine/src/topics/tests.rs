@@ -3,7 +3,7 @@
 use super::*;
 use crate::stream::StreamBody;
 use bytes::Bytes;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What a node is told, and what it answers.
@@ -11,6 +11,7 @@ use std::time::Duration;
 struct Recorder {
     told: Mutex<Vec<String>>,
     back: AtomicBool,
+    rules: AtomicU64,
 }
 
 impl Recorder {
@@ -20,6 +21,10 @@ impl Recorder {
 }
 
 impl Backplane for Recorder {
+    fn rules(&self, digest: u64) {
+        self.rules.store(digest, Ordering::Relaxed);
+    }
+
     fn gone(&self, _: Who) {}
 
     fn publish(&self, message: &Arc<Message>, _: bool, exclude: Option<Who>) -> Route {
@@ -86,6 +91,21 @@ fn given(body: &mut StreamBody, last: u64) -> Vec<u64> {
         std::thread::sleep(Duration::from_millis(5));
     }
     panic!("message {last} has not come: {text:?}");
+}
+
+#[test]
+fn a_backplane_is_told_the_rules() {
+    let node = Node::new();
+    let told = |backplane: &Recorder| backplane.rules.load(Ordering::Relaxed);
+    assert_eq!(told(&node.backplane), Rules::default().digest());
+    let mut rules = Rules::default();
+    rules.set("a", Some(Keep { messages: 1, age: None, bytes: 1 }));
+    node.endpoint.topics.set_rules(rules.clone());
+    assert_eq!(told(&node.backplane), rules.digest());
+    // What was said before it joined, too.
+    let late = Arc::new(Recorder::default());
+    node.endpoint.join(Arc::<Recorder>::clone(&late), false);
+    assert_eq!(told(&late), rules.digest());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::super::config::{Address, Config};
 use super::super::engine::{Arrival, Engine, Failure, Inlet, Opened, Outlet, Parcel};
 use super::super::letter::Letter;
-use super::{Nats, NatsInlet, NatsOutlet};
+use super::{Nats, NatsInlet, NatsOutlet, PublishError, PublishErrorKind, is_open};
 use crate::topics::Position;
 use crate::wire::Opcode;
 use bytes::Bytes;
@@ -228,7 +228,74 @@ fn a_hole_in_the_history_is_told() {
         assert_eq!(link.inlet.next().await.unwrap(), Arrival::Gap);
         assert_eq!(link.inlet.next().await.unwrap(), Arrival::Level);
         failure(&mut here).await;
+        // As it was made, whoever finds that.
+        let other = server.node(2, |config| config.history = 99);
+        let link = other.connect(Some(Position { epoch: link.head.epoch, seq: 1 })).await.unwrap();
+        let stream = link.outlet.context.get_stream("pyhv").await.unwrap();
+        assert_eq!(stream.cached_info().config.max_messages, 10);
+        assert_eq!(stream.cached_info().state.last_sequence, 0);
     });
+}
+
+#[test]
+fn a_new_leader_is_given_time() {
+    let address = Address::parse("nats://nowhere").unwrap();
+    let node = Nats::new(Arc::new(Config::new(address)), 1);
+    let now = Instant::now();
+    assert!(node.is_cut(1, now));
+    assert!(!node.is_cut(3, now + Duration::from_secs(9)));
+    assert!(node.is_cut(3, now + Duration::from_secs(10)));
+    *node.short.lock() = None;
+    assert!(!node.is_cut(3, now + Duration::from_secs(10)));
+}
+
+#[test]
+fn an_append_goes_again_while_nobody_takes_it() {
+    let Some(server) = Server::start(&["-js"]) else { return };
+    run(async {
+        let node = server.node(1, |_| ());
+        let mut link = node.connect(None).await.unwrap();
+        let context = link.outlet.context.clone();
+        let config = context.get_stream("pyhv").await.unwrap().cached_info().config.clone();
+        let few: Vec<_> = (1..=10).map(|number| append(1, number, "a")).collect();
+        // As it is while a cluster elects a leader: nobody listens to the stream's subjects.
+        context.delete_stream("pyhv").await.unwrap();
+        let again = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            context.create_stream(config).await.unwrap();
+        };
+        let (sent, ()) = tokio::join!(link.outlet.send(&few), again);
+        sent.unwrap();
+        // Or nobody answers for longer than one wait.
+        let signal = |name: &str| {
+            let sent = Command::new("kill").args([name, &server.process.id().to_string()]).status();
+            assert!(sent.unwrap().success());
+        };
+        signal("-STOP");
+        let again = async {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            signal("-CONT");
+        };
+        let more: Vec<_> = (11..=20).map(|number| append(1, number, "a")).collect();
+        let (sent, ()) = tokio::join!(link.outlet.send(&more), again);
+        sent.unwrap();
+        let mut link = node.connect(None).await.unwrap();
+        assert_eq!(link.head.seq, 20);
+        for number in 1..=20 {
+            assert_eq!(kept(&mut link).await.1.number, number);
+        }
+    });
+}
+
+#[test]
+fn what_may_pass_goes_again() {
+    let error = |code: u64| {
+        let text = format!(r#"{{"code":503,"err_code":{code},"description":"x"}}"#);
+        let source: async_nats::jetstream::Error = serde_json::from_str(&text).unwrap();
+        PublishError::with_source(PublishErrorKind::Other, source)
+    };
+    assert!(is_open(&error(10008)) && is_open(&error(10158)));
+    assert!(!is_open(&error(10077)) && !is_open(&PublishError::new(PublishErrorKind::BrokenPipe)));
 }
 
 #[test]
