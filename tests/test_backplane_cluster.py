@@ -81,7 +81,7 @@ class Servers:
             client.close()
 
     def make_stream(self, **more: Any) -> None:
-        """As somebody does before the first node starts."""
+        """As somebody may do before the first node starts."""
         config = {"name": "pyhv", "subjects": ["pyhv.k.>"], "num_replicas": 3, "storage": "file", **more}
         answer = self.ask("STREAM.CREATE.pyhv", config)
         assert "error" not in answer, answer
@@ -163,9 +163,9 @@ def check_all_came(crowd: Crowd, count: int) -> None:
 
 
 def test_the_leader_of_the_stream_is_killed(stack: ExitStack, tmp_path: Path) -> None:
+    """Of one that a node has made."""
     servers = Servers(tmp_path / "servers").start(stack)
-    servers.make_stream()
-    nodes = servers.one_node_each(servers.join(stack, KEEP))
+    nodes = servers.one_node_each(servers.join(stack, KEEP, backplane_history=20_000))
     crowd = make_crowd(stack, nodes, 3, lambda _: ["k/1"])
     begin_bursts(nodes, ["k/1"], 4000, seconds=0.003)
     crowd.until(partial(crowd_has, crowd, 3 * 3000), what="they are under way")

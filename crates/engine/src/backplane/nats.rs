@@ -49,6 +49,8 @@ const CAPACITY: usize = 1 << 18;
 const KNOWN: Duration = Duration::from_secs(120);
 /// Of an append, beside its letter: `Nats-Msg-Id` and its value.
 const HEADERS: usize = 128;
+/// Of the stream that is made in a cluster: one of its servers may be lost.
+const REPLICAS: usize = 3;
 /// Questions to JetStream for which `backplane_timeout` has time. A cluster that elects a leader answers none, so they are asked again.
 const ASKED: u32 = 6;
 /// Pauses before that: the first, and the longest.
@@ -143,21 +145,27 @@ impl Nats {
 
     /// The stream, made if there is none. One that is there stays as it is: somebody may have chosen replicas or other limits.
     async fn stream(&self, context: &jetstream::Context) -> Result<stream::Stream, CreateStreamError> {
-        let wanted = stream::Config {
+        let wanted = |num_replicas| stream::Config {
             name: self.config.prefix.clone(),
             description: Some("Messages of pyHV's topics with history".to_owned()),
             subjects: vec![format!("{}.>", self.root("k"))],
             max_messages: i64::try_from(self.config.history).unwrap_or(i64::MAX),
             duplicate_window: KNOWN,
+            num_replicas,
             ..stream::Config::default()
         };
-        match context.get_or_create_stream(wanted).await {
-            // Another node may have made it between the look and the attempt, which the server calls an overlap.
-            Err(error) if !is_missing(&error) && !is_passing(&error) => {
-                context.get_stream(&self.config.prefix).await.map_err(|_| error)
+        let mut found = Err(CreateStreamErrorKind::TimedOut.into());
+        let replicas = if context.client().server_info().cluster.is_some() { &[REPLICAS, 1][..] } else { &[1] };
+        for &replicas in replicas {
+            found = context.get_or_create_stream(wanted(replicas)).await;
+            match &found {
+                // The cluster may have too few servers with JetStream, or no room: then one replica has to do.
+                Err(error) if !is_missing(error) && !is_passing(error) => {}
+                _ => return found,
             }
-            other => other,
         }
+        // Another node may have made it between the look and the attempt, which the server calls an overlap.
+        if let Ok(stream) = context.get_stream(&self.config.prefix).await { Ok(stream) } else { found }
     }
 
     /// The stream, and from where it is read; `None`: there is no JetStream, and it was not needed.
