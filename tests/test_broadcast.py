@@ -1,9 +1,9 @@
-"""Several broadcasts in one tick, among everything else that it sends: each peer gets what was for it, in order."""
+"""Broadcasts and publishes of one tick, among all else that it sends: each peer gets what was for it, in order."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,10 @@ class Play:
         self.server = server
         self.dice = random.Random(seed)
         self.channels = {channel.path: channel for channel in server.channels}
+        self.topics = {"all": list(self.channels), "some": list(self.channels)[::2]}
+        for topic, paths in self.topics.items():
+            for path in paths:
+                assert self.channels[path].subscribe(topic)
         self.expected: dict[str, list[Message]] = {path: [] for path in self.channels}
         self.begun: dict[str, str] = {}  # what has been sent of messages that are sent in fragments
         self.held: dict[str, list[Message]] = {path: [] for path in self.channels}
@@ -62,7 +66,15 @@ class Play:
     def broadcast(self, exclude: str | None = None) -> None:
         message = self.message()
         self.server.broadcast(message, None if exclude is None else self.channels[exclude])
-        for path in self.channels:
+        self.expect(message, self.channels, exclude)
+
+    def publish(self, topic: str, exclude: str | None = None) -> None:
+        message = self.message()
+        self.server.publish(topic, message, exclude=None if exclude is None else self.channels[exclude])
+        self.expect(message, self.topics[topic], exclude)
+
+    def expect(self, message: Message, paths: Iterable[str], exclude: str | None) -> None:
+        for path in paths:
             if path != exclude:
                 (self.held if path in self.begun else self.expected)[path].append(message)
 
@@ -89,18 +101,26 @@ class Play:
         self.held[path].clear()
 
     def scene(self) -> None:
-        """What one tick does: broadcasts alone, or among the rest."""
-        mixed = self.dice.random() < 0.6
+        """What one tick does: broadcasts alone, publishes alone, or all sorts of things."""
+        kind = self.dice.choice(["broadcasts", "publishes", "mixed", "mixed", "mixed"])
         alone = self.dice.choice(list(self.channels))
+        topics = self.dice.choice([["all"], ["some"], ["all", "some"]])
         for _ in range(self.dice.choice([1, 2, 16, 40])):
             path = self.dice.choice(list(self.channels))
             how = self.dice.random()
-            if not mixed:
-                self.broadcast(None if how < 0.5 else path if how < 0.7 else alone)
-            elif how < 0.4:
+            exclude = None if how < 0.5 else path if how < 0.7 else alone
+            if kind == "broadcasts":
+                self.broadcast(exclude)
+            elif kind == "publishes":
+                self.publish(self.dice.choice(topics), exclude)
+            elif how < 0.2:
                 self.broadcast()
-            elif how < 0.6:
+            elif how < 0.3:
                 self.broadcast(exclude=path)
+            elif how < 0.5:
+                self.publish(self.dice.choice(topics))
+            elif how < 0.6:
+                self.publish(self.dice.choice(topics), exclude=path)
             elif how < 0.9:
                 self.send(path)
             else:
@@ -180,9 +200,10 @@ def test_every_peer_gets_its_messages_in_the_order_of_the_calls(
         wait_until(lambda: all(channel.buffered_amount == 0 for channel in server.channels), what="nothing waits")
 
 
+@pytest.mark.parametrize("published", [False, True], ids=["broadcast", "published"])
 @pytest.mark.parametrize("policy", ["close", "drop_oldest"])
-def test_a_write_that_stops_anywhere_goes_on_there(policy: Literal["close", "drop_oldest"]) -> None:
-    """Nothing but broadcasts, so that they are written without a queue until the socket takes no more."""
+def test_a_write_that_stops_anywhere_goes_on_there(policy: Literal["close", "drop_oldest"], published: bool) -> None:
+    """Nothing but broadcasts, or publishes to one topic: written without a queue until the socket takes no more."""
     with ExitStack() as stack:
         server = stack.enter_context(Directed())
         server.start(0, slow_policy=policy, max_buffered=1 << 30, ping_interval=None)
@@ -192,6 +213,8 @@ def test_a_write_that_stops_anywhere_goes_on_there(policy: Literal["close", "dro
             stack.enter_context(raw)
         tick_until(lambda: len(server.channels) == 1 + len(slow), server)
         channels = [channel for channel in server.channels if channel.path != "/director"]
+        for channel in server.channels:
+            channel.subscribe("all")
         dice = random.Random(3)
         for _ in range(4):
             sent: dict[str, list[str]] = {channel.path: [] for channel in server.channels}
@@ -200,7 +223,10 @@ def test_a_write_that_stops_anywhere_goes_on_there(policy: Literal["close", "dro
                 for number in range(16):
                     text = f"{number} " + "x" * dice.randrange(1900)
                     excluded = dice.choice([None, None, *channels])
-                    server.broadcast(text, excluded)
+                    if published:
+                        server.publish("all", text, exclude=excluded)
+                    else:
+                        server.broadcast(text, excluded)
                     for path, theirs in sent.items():
                         if excluded is None or path != excluded.path:
                             theirs.append(text)

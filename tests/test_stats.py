@@ -107,6 +107,26 @@ def test_a_broadcast_counts_for_each_who_gets_it(server: RecordingServer) -> Non
     assert sent == 8
 
 
+def test_a_publish_counts_for_each_who_gets_it(server: RecordingServer) -> None:
+    clients = [connected(server) for _ in range(3)]
+    for channel in server.channels[:2]:
+        channel.subscribe("a")
+
+    def publish() -> None:
+        server.publish("a", "12345")
+        server.publish("a", b"123", exclude=server.channels[0])
+        server.publish("a", "x" * 5000)
+        server.publish("b", "to nobody")
+
+    server.on_tick = publish  # type: ignore[method-assign]
+    server.tick()
+    server.on_tick = lambda: None  # type: ignore[method-assign]
+    tick_until(lambda: sum(len(client.received) for client in clients) == 5, server, *clients)
+    stats = settled(server, messages_sent=5)
+    assert stats.message_bytes_sent == 2 * 5 + 3 + 2 * 5000
+    assert stats.websocket_bytes_written < 1000
+
+
 @pytest.mark.parametrize("policy", ["drop_newest", "drop_oldest"])
 def test_dropped_by_policy(policy: Any) -> None:
     server = RecordingServer()

@@ -70,6 +70,21 @@ def opened(server: Feed, query: str, **options: Any) -> Source:
     return source
 
 
+def test_publishes_of_one_tick_come_as_events(server: Feed) -> None:
+    with opened(server, "topics=a") as source, opened(server, "topics=%23&named") as named:
+
+        def publish() -> None:
+            for topic, data in ("a", "1"), ("a", "2"), ("b", "3"), ("a", "4"):
+                server.publish(topic, data)
+
+        server.on_tick = publish  # type: ignore[method-assign]
+        server.tick()
+        server.on_tick = lambda: None  # type: ignore[method-assign]
+        tick_until(lambda: len(source.events) == 3 and len(named.events) == 4, server, source, named)
+        assert source.data == ["1", "2", "4"]
+        assert [(event.event, event.data) for event in named.events] == [("a", "1"), ("a", "2"), ("b", "3"), ("a", "4")]
+
+
 def test_publishes_come_as_events(server: Feed) -> None:
     with opened(server, "topics=a,b/%2B") as source, opened(server, "topics=a,b/%2B&named") as named:
         (writer, other) = server.streams

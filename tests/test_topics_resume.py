@@ -101,6 +101,32 @@ def caught_up(server: Open, *clients: Reader) -> None:
 # The convention, spoken by somebody else's client
 
 
+def test_publishes_of_one_tick_come_in_their_form(server: Open) -> None:
+    with (
+        websockets.sync.client.connect(url_of(server), subprotocols=[PROTOCOL]) as speaker,  # type: ignore[list-item]
+        websockets.sync.client.connect(url_of(server)) as other,
+    ):
+        tick_until(lambda: len(server.channels) == 2, server)
+        for channel in server.channels:
+            channel.subscribe("a")
+        left_out = next(channel for channel in server.channels if channel.subprotocol == PROTOCOL)
+        positions: list[Any] = []
+
+        def publish() -> None:
+            for number in range(4):
+                positions.append(server.publish("a", str(number), exclude=left_out if number == 1 else None))
+
+        server.on_tick = publish  # type: ignore[method-assign]
+        server.tick()
+        server.on_tick = lambda: None  # type: ignore[method-assign]
+        expected = [
+            {"pyhv": "message", "topic": "a", "position": positions[number], "text": str(number)}
+            for number in (0, 2, 3)
+        ]
+        assert [json.loads(speaker.recv(timeout=10)) for _ in expected] == expected
+        assert [other.recv(timeout=10) for _ in positions] == ["0", "1", "2", "3"]
+
+
 def test_the_convention(server: Open) -> None:
     with websockets.sync.client.connect(url_of(server), subprotocols=[PROTOCOL]) as peer:  # type: ignore[list-item]
 

@@ -4,13 +4,15 @@
 //! *hears* what has been noted at the end of the round, or before another command of the round is applied to it: so each
 //! connection sees the program's calls in their order, and the walk over all of them happens once a round, however many
 //! broadcasts there are. A connection with nothing in the way gets the frames of the whole round, joined once for all, in one
-//! write straight from there, without a queue of its own.
+//! write straight from there, without a queue of its own. What is published to a topic goes the same way for those who have
+//! subscribed (`topics::fanout`).
 
 use crate::connection::Connection;
 use crate::courtesy::Courtesy;
 use crate::endpoint::Endpoint;
 use crate::runtime::IoThread;
 use crate::stats::Sent;
+use crate::topics::Run;
 use crate::wire;
 use crate::wire::deflate::{CompressParams, compress_shared, worth_compressing};
 use bytes::Bytes;
@@ -96,6 +98,7 @@ pub(crate) struct Share<'a> {
 
 impl Share<'_> {
     /// Its length.
+    #[inline]
     pub(crate) fn len(&self) -> usize {
         let gaps: usize = self.gaps.iter().map(|&(_, index)| self.frames[index].len()).sum();
         self.joined.bytes.len() - gaps
@@ -107,11 +110,19 @@ impl Share<'_> {
     }
 
     /// Writes as much as the socket takes in one call.
+    #[inline]
     pub(crate) fn write(&self, stream: Pin<&mut impl AsyncWrite>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let Joined { bytes, ends } = self.joined;
         if self.gaps.is_empty() {
-            return stream.poll_write(cx, bytes);
+            stream.poll_write(cx, &self.joined.bytes)
+        } else {
+            self.write_around_gaps(stream, cx)
         }
+    }
+
+    /// Apart from the case without gaps, which is most frequent and needs no room for slices.
+    #[inline(never)]
+    fn write_around_gaps(&self, stream: Pin<&mut impl AsyncWrite>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let Joined { bytes, ends } = self.joined;
         let mut slices = [IoSlice::new(&[]); GAPS + 1];
         let (mut used, mut start) = (0, 0);
         let gaps = self.gaps.iter().map(|&(_, index)| (ends[index] - self.frames[index].len(), ends[index]));
@@ -133,7 +144,7 @@ impl Share<'_> {
     }
 }
 
-/// What one endpoint's connections hear in this round.
+/// What one endpoint's connections hear in this round; or some of them, what was published to a topic.
 pub(crate) struct Room {
     endpoint: Arc<Endpoint>,
     messages: Vec<Broadcast>,
@@ -152,11 +163,17 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    /// For one message that not all connections get: to have its frames made once.
-    pub(crate) fn of_one(endpoint: &Arc<Endpoint>, message: Broadcast) -> Self {
-        let (endpoint, len, content) = (Arc::clone(endpoint), message.plain.len(), message.payload.len());
-        let (messages, excluded, variants, keys) = (vec![message], Vec::new(), Vec::new(), HashMap::new());
-        Self { endpoint, messages, excluded, len, content, variants, keys, heard: 0 }
+    fn new(endpoint: Arc<Endpoint>) -> Self {
+        let (messages, excluded, variants, keys) = (Vec::new(), Vec::new(), Vec::new(), HashMap::new());
+        Self { endpoint, messages, excluded, len: 0, content: 0, variants, keys, heard: 0 }
+    }
+
+    /// For messages that not all connections get: to have their frames made once.
+    pub(crate) fn of(endpoint: &Arc<Endpoint>, messages: impl IntoIterator<Item = Broadcast>) -> Self {
+        let mut room = Self::new(Arc::clone(endpoint));
+        messages.into_iter().for_each(|message| room.note(message));
+        room.excluded.sort_unstable();
+        room
     }
 
     /// How many messages there are so far.
@@ -211,6 +228,7 @@ impl Room {
     }
 
     /// Where the frames for all who agreed on `params` are.
+    #[inline]
     fn variant(&mut self, params: Option<CompressParams>) -> usize {
         self.variants.iter().position(|variant| variant.params == params).unwrap_or_else(|| {
             self.variants.push(Variant { params, frames: Vec::new(), joined: None });
@@ -262,22 +280,34 @@ impl Room {
 pub(crate) struct Round {
     /// One for each endpoint that has broadcast: hardly ever more than one.
     rooms: Vec<Room>,
+    /// What was published last, before it reaches anybody.
+    pub(crate) run: Option<Run>,
+    /// What was published and is waited for by connections that have nothing else to write; see `topics::fanout`. No more
+    /// than there are connections.
+    pub(crate) published: Vec<Room>,
 }
 
 impl Round {
     /// The turn of a broadcast has come.
     pub(crate) fn note(&mut self, endpoint: Arc<Endpoint>, message: Broadcast) {
         let index = self.rooms.iter().position(|room| Arc::ptr_eq(&room.endpoint, &endpoint)).unwrap_or_else(|| {
-            let (messages, excluded, variants) = (Vec::new(), Vec::new(), Vec::new());
-            let keys = HashMap::new();
-            self.rooms.push(Room { endpoint, messages, excluded, len: 0, content: 0, variants, keys, heard: 0 });
+            self.rooms.push(Room::new(endpoint));
             self.rooms.len() - 1
         });
         self.rooms[index].note(message);
     }
 
-    /// Before anything else is queued on a connection: what was broadcast earlier.
+    /// Whether there are broadcasts that a connection may not have heard.
+    pub(crate) fn has_broadcasts(&self, conn: &Connection) -> bool {
+        self.rooms.iter().any(|room| Arc::ptr_eq(&room.endpoint, conn.endpoint()))
+    }
+
+    /// Before anything else is queued on a connection: what was published and broadcast earlier.
     pub(crate) fn catch_up(&mut self, conn: &Arc<Connection>, touched: &mut Vec<Arc<Connection>>) {
+        // First, because it began to wait for that when it had heard all there was.
+        if !self.published.is_empty() {
+            conn.queue_awaited(&mut self.published);
+        }
         if let Some(room) = self.rooms.iter_mut().find(|room| Arc::ptr_eq(&room.endpoint, conn.endpoint())) {
             conn.hear(room, touched);
             room.heard = room.messages.len();
@@ -286,8 +316,9 @@ impl Round {
 
     /// The end of the round: everybody hears what is left, and has it written.
     pub(crate) fn finish(&mut self, io: &IoThread) {
+        let Self { rooms, published, .. } = self;
         let (mut some, mut courtesy) = (Vec::new(), Courtesy::default());
-        for mut room in self.rooms.drain(..) {
+        for mut room in rooms.drain(..) {
             room.excluded.sort_unstable();
             let mut next = Some(0);
             while let Some(from) = next {
@@ -295,7 +326,7 @@ impl Round {
                 next = room.endpoint.some_on(io.index, from, AT_A_TIME, &mut some);
                 for conn in some.drain(..) {
                     // A bug that panics for one connection must not cost the others theirs.
-                    let _ = catch_unwind(AssertUnwindSafe(|| conn.hear_and_write(&mut room)))
+                    let _ = catch_unwind(AssertUnwindSafe(|| conn.hear_and_write(&mut room, published)))
                         .inspect_err(|panic| conn.fault(panic.as_ref()));
                     courtesy.served();
                 }

@@ -305,16 +305,18 @@ impl Pump {
             let _ = catch_unwind(AssertUnwindSafe(|| apply(io, command, &log.arena, round, touched)))
                 .inspect_err(|panic| io.report_panic(panic.as_ref()));
         }
+        topics::fanout::deliver(io, round, touched);
         round.finish(io);
         log.arena.clear();
         log.arena.shrink_to(KEEP);
         log.commands.shrink_to(KEEP / size_of::<Command>());
         let mut courtesy = Courtesy::default();
         for conn in touched.drain(..) {
-            let _ = catch_unwind(AssertUnwindSafe(|| Connection::flush_touched(&conn)))
+            let _ = catch_unwind(AssertUnwindSafe(|| conn.flush_touched(&mut round.published)))
                 .inspect_err(|panic| conn.fault(panic.as_ref()));
             courtesy.served();
         }
+        round.published.clear();
         WAKES.with(|w| {
             for endpoint in w.borrow_mut().drain(..) {
                 endpoint.inbox.signal();
@@ -331,6 +333,9 @@ pub(crate) fn deliver(io: &Arc<IoThread>, endpoint: &Arc<Endpoint>, event: Event
 }
 
 fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, touched: &mut Vec<Arc<Connection>>) {
+    if !matches!(command, Command::Publish { .. }) {
+        topics::fanout::deliver(io, round, touched);
+    }
     if let Some(conn) = command.connection() {
         round.catch_up(conn, touched);
     }
@@ -361,7 +366,7 @@ fn apply(io: &Arc<IoThread>, command: Command, arena: &[u8], round: &mut Round, 
         }
         Command::Unsubscribe { endpoint, who, filters } => topics::fanout::unsubscribe(io, &endpoint, who, &filters),
         Command::Publish { endpoint, message, exclude } => {
-            topics::fanout::publish(io, &endpoint, &message, exclude, round, touched);
+            topics::fanout::publish(io, endpoint, message, exclude, round, touched);
         }
         Command::Tell { endpoint, event } => {
             deliver(io, &endpoint, *event);

@@ -121,15 +121,24 @@ impl Connection {
         }
     }
 
-    /// The end of the round: hears what is left of its broadcasts, and writes.
-    pub(crate) fn hear_and_write(self: &Arc<Self>, room: &mut Room) {
+    /// The end of the round: hears what is left of its broadcasts, and writes. `published`: before them.
+    pub(crate) fn hear_and_write(self: &Arc<Self>, room: &mut Room, published: &mut [Room]) {
         let inner = &mut *self.inner.lock();
+        if let Some(room) = Self::take_awaited(inner, published) {
+            self.queue_broadcasts(inner, room, 0, false);
+        }
         let heard = std::mem::take(&mut inner.heard);
-        if heard == 0 && self.write_broadcasts(inner, room) {
+        self.write_or_queue(inner, room, heard);
+    }
+
+    /// Writes the messages of `room` from the one numbered `from` on.
+    #[inline]
+    fn write_or_queue(self: &Arc<Self>, inner: &mut Inner, room: &mut Room, from: u32) {
+        if from == 0 && self.write_broadcasts(inner, room) {
             return;
         }
         // One that is touched writes when all of those do.
-        if self.queue_broadcasts(inner, room, heard, true) && !inner.blocked && !inner.touched {
+        if self.queue_broadcasts(inner, room, from, true) && !inner.blocked && !inner.touched {
             self.flush(inner);
         }
     }
@@ -199,12 +208,38 @@ impl Connection {
         queued
     }
 
-    /// Queues the one message of `room`, to a topic that it has subscribed to.
+    /// Queues the messages of `room`, to topics that it has subscribed to.
     pub(crate) fn queue_published(self: &Arc<Self>, room: &mut Room, touched: &mut Vec<Arc<Self>>) {
         let inner = &mut *self.inner.lock();
-        if matches!(inner.state, State::Open | State::Answering) && self.queue_broadcast(inner, room, 0, false) {
+        if self.queue_broadcasts(inner, room, 0, false) {
             self.touch(inner, touched);
         }
+    }
+
+    /// Leaves what was published, by its number in the round, for the end of the round, unless it has something to write
+    /// already: then does nothing and returns false.
+    pub(crate) fn await_published(self: &Arc<Self>, number: usize, touched: &mut Vec<Arc<Self>>) -> bool {
+        let inner = &mut *self.inner.lock();
+        let Ok(number) = u32::try_from(number + 1) else { return false };
+        if inner.touched {
+            return false;
+        }
+        inner.awaited = number;
+        self.touch(inner, touched);
+        true
+    }
+
+    /// Something is to be queued behind what it awaits.
+    pub(crate) fn queue_awaited(self: &Arc<Self>, published: &mut [Room]) {
+        let inner = &mut *self.inner.lock();
+        if let Some(room) = Self::take_awaited(inner, published) {
+            self.queue_broadcasts(inner, room, 0, false);
+        }
+    }
+
+    fn take_awaited<'a>(inner: &mut Inner, published: &'a mut [Room]) -> Option<&'a mut Room> {
+        let number = std::mem::take(&mut inner.awaited).checked_sub(1)?;
+        published.get_mut(number as usize)
     }
 
     /// Writes what is queued so far, though more will follow in this round.
@@ -296,11 +331,13 @@ impl Connection {
         }
     }
 
-    /// Writes what the pump has queued.
-    pub(crate) fn flush_touched(self: &Arc<Self>) {
+    /// Writes what the pump has queued, or what it awaits of what was published.
+    pub(crate) fn flush_touched(self: &Arc<Self>, published: &mut [Room]) {
         let inner = &mut *self.inner.lock();
         inner.touched = false;
-        if !inner.blocked {
+        if let Some(room) = Self::take_awaited(inner, published) {
+            self.write_or_queue(inner, room, 0);
+        } else if !inner.blocked {
             self.flush(inner);
         }
     }

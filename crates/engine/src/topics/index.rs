@@ -166,6 +166,10 @@ impl<V> Index<V> {
 
     /// Each subscriber of a topic once, however many of its filters mean it.
     pub(crate) fn for_each(&self, topic: &str, mut each: impl FnMut(Who, &V)) {
+        if self.patterns.is_empty() {
+            self.exact.get(topic).into_iter().flatten().for_each(|(who, value)| each(*who, value));
+            return;
+        }
         match &self.sets(topic)[..] {
             [] => {}
             [set] => set.iter().for_each(|(who, value)| each(*who, value)),

@@ -1,5 +1,6 @@
 //! A message of a topic, where it stands among all others, and the forms in which subscribers get it.
 
+use super::Who;
 use crate::broadcast::{Broadcast, Room};
 use crate::endpoint::Endpoint;
 use crate::wire::{self, Opcode};
@@ -120,7 +121,7 @@ impl Message {
     }
 
     /// For an event stream (WHATWG HTML section 9.2.5). `named`: the type of the event is the topic.
-    fn event(&self, named: bool) -> String {
+    pub(crate) fn event(&self, named: bool) -> String {
         let encoded;
         let data = match self.text() {
             Some(text) => text,
@@ -150,45 +151,45 @@ impl Message {
     }
 }
 
-/// The forms of one message that somebody has needed so far, each made once for all.
-pub(crate) struct Forms<'a> {
-    endpoint: &'a Arc<Endpoint>,
-    pub(crate) message: &'a Message,
-    plain: Option<Room>,
-    envelope: Option<Room>,
-    event: [Option<Bytes>; 2],
+/// A message, and who of the subscribers does not get it.
+pub(crate) type Published = (Arc<Message>, Option<Who>);
+
+/// A form for channels: the message by itself, or with its topic and position, as JSON.
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    Plain,
+    Envelope,
 }
 
-impl<'a> Forms<'a> {
-    pub(crate) fn new(endpoint: &'a Arc<Endpoint>, message: &'a Message) -> Self {
-        Self { endpoint, message, plain: None, envelope: None, event: [None, None] }
-    }
-
-    /// The message by itself.
-    pub(crate) fn plain(&mut self) -> &mut Room {
-        self.plain.get_or_insert_with(|| {
-            let Message { opcode, plain, payload, key, .. } = self.message;
-            let header = plain.len() - payload.len();
-            Room::of_one(self.endpoint, Broadcast::new(*opcode, plain.clone(), header, None, key.clone()))
-        })
-    }
-
-    /// The message with its topic and position, as JSON.
-    pub(crate) fn envelope(&mut self) -> &mut Room {
-        self.envelope.get_or_insert_with(|| notice(self.endpoint, &self.message.envelope(), self.message.key.clone()))
-    }
-
-    /// The message as an event.
-    pub(crate) fn event(&mut self, named: bool) -> Bytes {
-        let event = &mut self.event[usize::from(named)];
-        event.get_or_insert_with(|| self.message.event(named).into()).clone()
+impl Form {
+    /// Messages in this form.
+    pub(crate) fn of(self, endpoint: &Arc<Endpoint>, messages: &[Published]) -> Room {
+        let made = messages.iter().map(|(message, exclude)| {
+            let exclude = match exclude {
+                Some(Who::Channel(channel)) => Some(*channel),
+                Some(Who::Stream(_)) | None => None,
+            };
+            let key = message.key.clone();
+            match self {
+                Self::Plain => {
+                    let header = message.plain.len() - message.payload.len();
+                    Broadcast::new(message.opcode, message.plain.clone(), header, exclude, key)
+                }
+                Self::Envelope => text(&message.envelope(), exclude, key),
+            }
+        });
+        Room::of(endpoint, made)
     }
 }
 
 /// A text of the convention.
-pub(crate) fn notice(endpoint: &Arc<Endpoint>, text: &str, key: Option<Bytes>) -> Room {
+pub(crate) fn notice(endpoint: &Arc<Endpoint>, notice: &str) -> Room {
+    Room::of(endpoint, [text(notice, None, None)])
+}
+
+fn text(text: &str, exclude: Option<u32>, key: Option<Bytes>) -> Broadcast {
     let (frame, header) = frame(Opcode::Text, text.as_bytes());
-    Room::of_one(endpoint, Broadcast::new(Opcode::Text, frame, header, None, key))
+    Broadcast::new(Opcode::Text, frame, header, exclude, key)
 }
 
 #[cfg(test)]

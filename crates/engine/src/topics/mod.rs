@@ -41,6 +41,7 @@ use crate::settings::Settings;
 use crate::stream::Stream;
 use crate::wire::Opcode;
 use backplane::{Alone, Backplane, Route};
+pub(crate) use fanout::Run;
 use history::{History, Missed};
 pub use history::{Keep, Rules};
 use index::Index;
