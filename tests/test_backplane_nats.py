@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from test_backplane_redis import (
     connected,
     end_bursts,
     is_connected,
+    lose_data,
     plain,
     stack,
     test_300_clients_on_three_nodes_get_all_of_100_topics_once_and_in_order,
@@ -134,14 +134,7 @@ def test_other_programs_may_publish_and_listen(stack: ExitStack, cluster: Cluste
 
 
 def test_data_that_are_gone_are_told_as_a_gap(stack: ExitStack, cluster: Cluster) -> None:
-    nodes = [cluster.node(), cluster.node()]
-    crowd = make_crowd(stack, nodes, 2, lambda _: ["k/1"])
-    nodes[0].ask("publish", topic="k/1", msg="0:0")
-    crowd.until(lambda: crowd.total == 2)
-    before = crowd.clients[0].topic_position("k/1")
-    cluster.engine.kill()
-    shutil.rmtree(cluster.engine.folder / "store")
-    cluster.engine.start()
+    nodes, crowd, before = lose_data(stack, cluster, "store")
 
     def is_back(node: Node) -> bool:
         return node.states == ["connected", "lost", "connected"]

@@ -273,15 +273,21 @@ def test_a_new_node_has_what_was_kept_and_gives_nobody_what_is_old(stack: ExitSt
     assert not any(client.gaps for client in joined.clients)
 
 
-def test_data_that_are_gone_are_told_as_a_gap(stack: ExitStack, cluster: Cluster) -> None:
+def lose_data(stack: ExitStack, cluster: Cluster, folder: str) -> tuple[list[Node], Crowd, str | None]:
+    """Two nodes whose engine starts again with nothing, and the position of what they had."""
     nodes = [cluster.node(), cluster.node()]
     crowd = make_crowd(stack, nodes, 2, lambda _: ["k/1"])
     nodes[0].ask("publish", topic="k/1", msg="0:0")
     crowd.until(lambda: crowd.total == 2)
     before = crowd.clients[0].topic_position("k/1")
     cluster.engine.kill()
-    shutil.rmtree(cluster.engine.folder / "appendonlydir")
+    shutil.rmtree(cluster.engine.folder / folder)
     cluster.engine.start()
+    return nodes, crowd, before
+
+
+def test_data_that_are_gone_are_told_as_a_gap(stack: ExitStack, cluster: Cluster) -> None:
+    nodes, crowd, before = lose_data(stack, cluster, "appendonlydir")
     for node in nodes:
         wait_until(partial(has_states, node, ["connected", "lost", "connected"]))
     crowd.until(lambda: all(client.gaps == ["k/1"] for client in crowd.clients), what="they are told")
@@ -566,15 +572,48 @@ def test_what_will_not_do_is_said_at_once(tmp_path: Path) -> None:
         server.start(0, backplane=1)  # type: ignore[arg-type]
 
 
+def listeners(stack: ExitStack, *servers: Plain) -> tuple[list[HvWebSocketClient], list[list[str | bytes]]]:
+    """A client for each of the servers, and what each of them gets."""
+    clients = [HvWebSocketClient() for _ in servers]
+    got: list[list[str | bytes]] = [[] for _ in clients]
+    for server, client, mine in zip(servers, clients, got, strict=True):
+        client.on_message = mine.append  # type: ignore[method-assign,assignment]
+        stack.callback(client.close)
+        client.connect(f"ws://127.0.0.1:{server.port}/")
+    return clients, got
+
+
+def test_a_filter_that_is_given_up_takes_no_other_along(
+    stack: ExitStack, plain: Callable[..., Plain], engine: Engine
+) -> None:
+    """Plus and hash are much the same to Redis."""
+    one, two = plain(engine.url), plain(engine.url)
+    tick_until(lambda: one.states == two.states == ["connected"], one, two)
+    clients, (got, told) = listeners(stack, two, one)
+    everybody: list[Ticker] = [one, two, *clients]
+    tick_until(lambda: one.channels and two.channels, *everybody)
+    one.channels[0].subscribe("done")
+    for pattern in ("#", "+"):
+        two.channels[0].subscribe(pattern)
+
+    def passes() -> bool:
+        one.publish("a", "both")
+        two.publish("done", "begun")
+        return "both" in got and "begun" in told
+
+    tick_until(passes, *everybody)
+    two.channels[0].unsubscribe("+")
+    # The engine is told before anything that is published after it.
+    two.publish("done", "given up")
+    tick_until(lambda: "given up" in told, *everybody)
+    one.publish("a", "still")
+    tick_until(lambda: "still" in got, *everybody)
+
+
 def test_exclude_holds_for_what_comes_back(stack: ExitStack, plain: Callable[..., Plain], engine: Engine) -> None:
     one, two = plain(engine.url), plain(engine.url)
     tick_until(lambda: one.states == two.states == ["connected"], one, two)
-    clients = [HvWebSocketClient() for _ in range(3)]
-    got: list[list[str | bytes]] = [[] for _ in clients]
-    for place, client in enumerate(clients):
-        client.on_message = got[place].append  # type: ignore[method-assign,assignment]
-        stack.callback(client.close)
-        client.connect(f"ws://127.0.0.1:{(one, two)[place == 2].port}/")
+    clients, got = listeners(stack, one, one, two)
     everybody: list[Ticker] = [one, two, *clients]
     tick_until(lambda: len(one.channels) == 2 and len(two.channels) == 1, *everybody)
     for server in (one, two):
@@ -592,12 +631,7 @@ def test_exclude_holds_for_what_comes_back(stack: ExitStack, plain: Callable[...
 def test_keys_hold_at_other_nodes(stack: ExitStack, plain: Callable[..., Plain], engine: Engine, topic: str) -> None:
     one, two = plain(engine.url), plain(engine.url)
     tick_until(lambda: one.states == two.states == ["connected"], one, two)
-    clients = [HvWebSocketClient() for _ in range(2)]
-    got: list[list[str | bytes]] = [[] for _ in clients]
-    for place, client in enumerate(clients):
-        client.on_message = got[place].append  # type: ignore[method-assign,assignment]
-        stack.callback(client.close)
-        client.connect(f"ws://127.0.0.1:{two.port}/")
+    clients, got = listeners(stack, two, two)
     everybody: list[Ticker] = [one, two, *clients]
     tick_until(lambda: len(two.channels) == 2, *everybody)
     for channel in two.channels:

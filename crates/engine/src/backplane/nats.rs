@@ -154,18 +154,22 @@ impl Nats {
             num_replicas,
             ..stream::Config::default()
         };
-        let mut found = Err(CreateStreamErrorKind::TimedOut.into());
-        let replicas = if context.client().server_info().cluster.is_some() { &[REPLICAS, 1][..] } else { &[1] };
-        for &replicas in replicas {
-            found = context.get_or_create_stream(wanted(replicas)).await;
-            match &found {
-                // The cluster may have too few servers with JetStream, or no room: then one replica has to do.
-                Err(error) if !is_missing(error) && !is_passing(error) => {}
-                _ => return found,
-            }
+        let is_refused = |found: &Result<_, CreateStreamError>| {
+            found.as_ref().is_err_and(|error| !is_missing(error) && !is_passing(error))
+        };
+        let is_cluster = context.client().server_info().cluster.is_some();
+        let mut found = context.get_or_create_stream(wanted(if is_cluster { REPLICAS } else { 1 })).await;
+        if is_cluster && is_refused(&found) {
+            // It may have too few servers with JetStream, or no room: then one replica has to do.
+            found = context.get_or_create_stream(wanted(1)).await;
         }
         // Another node may have made it between the look and the attempt, which the server calls an overlap.
-        if let Ok(stream) = context.get_stream(&self.config.prefix).await { Ok(stream) } else { found }
+        if is_refused(&found)
+            && let Ok(stream) = context.get_stream(&self.config.prefix).await
+        {
+            found = Ok(stream);
+        }
+        found
     }
 
     /// The stream, and from where it is read; `None`: there is no JetStream, and it was not needed.

@@ -294,12 +294,13 @@ fn channel(prefix: &str, filter: &str) -> (String, bool) {
     if !filter.contains(['+', '#']) {
         return (format!("{prefix}:t:{filter}"), false);
     }
-    // "a/#" means "a" too, and a slash is nothing special to Redis.
+    // "a/#" means "a" too, and a slash is nothing special to Redis. Two stars: "#" must not share the pattern of "+", which may be
+    // given up before it.
     let levels: Vec<_> =
         filter.split('/').map(|level| if level == "+" { "*".to_owned() } else { escaped(level) }).collect();
     let pattern = levels.join("/");
     let pattern = match pattern.strip_suffix('#') {
-        Some(start) => format!("{}*", start.strip_suffix('/').unwrap_or(start)),
+        Some(start) => format!("{}**", start.strip_suffix('/').unwrap_or(start)),
         None => pattern,
     };
     (format!("{}:t:{pattern}", escaped(prefix)), true)
@@ -391,9 +392,10 @@ mod tests {
         for (filter, name, pattern) in [
             ("a/b*", "p:t:a/b*", false),
             ("a/+/b", "p:t:a/*/b", true),
-            ("a/#", "p:t:a*", true),
-            ("#", "p:t:*", true),
+            ("a/#", "p:t:a**", true),
+            ("#", "p:t:**", true),
             ("+", "p:t:*", true),
+            ("+/#", "p:t:***", true),
             ("x[1]/+", "p:t:x\\[1\\]/*", true),
         ] {
             assert_eq!(channel("p", filter), (name.to_owned(), pattern), "{filter}");
