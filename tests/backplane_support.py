@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import queue
+import random
 import shutil
 import signal
 import socket
@@ -31,11 +32,15 @@ NODE = Path(__file__).parent / "backplane_node.py"
 
 
 def free_port(host: str = HOST) -> int:
-    """A port that nothing listens on; a server that must come back on the same one cannot be given 0."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nothing listens on; a server that must come back on the same one cannot be given 0.
+
+    Below those that systems give to connections (Linux: from 32768 on): one of these may be taken before the server has it.
+    """
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((host, port))
+            return port
 
 
 class Engine:
