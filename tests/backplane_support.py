@@ -34,7 +34,7 @@ NODE = Path(__file__).parent / "backplane_node.py"
 def free_port(host: str = HOST) -> int:
     """A port that nothing listens on; a server that must come back on the same one cannot be given 0.
 
-    Below those that systems give to connections (Linux: from 32768 on): one of these may be taken before the server has it.
+    Below those that systems give to connections (Linux: from 32768 on): one of these may be taken in between.
     """
     while True:
         port = random.randrange(10_000, 32_768)
